@@ -1,0 +1,361 @@
+"""The networks, as their papers name them; nothing here knows of files, devices or losses.
+
+    generator = FastGANGenerator(image_size=256)
+    image, image_128 = generator(torch.randn(8, 256))
+    logits, maps = FastGANDiscriminator(image_size=256)(image, image_128)
+
+FastGAN is Liu et al., "Towards Faster and Stabilized GAN Training for High-fidelity Few-shot Image
+Synthesis", 2021 (arXiv 2101.04775). Parameter names and their order are those of the published
+code, so that its checkpoints, the optimisers' included, load as they are.
+"""
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+# ---------------------------------------------------------------------------------------------
+# Layers that FastGAN's two networks share
+# ---------------------------------------------------------------------------------------------
+
+
+class SpectralConv2d(nn.Module):
+    """2-D convolution without bias, its weight divided by its largest singular value.
+
+    The singular value follows the weight by one power iteration per forward pass in training mode
+    (Miyato et al. 2018, "Spectral Normalization for Generative Adversarial Networks").
+    """
+
+    transposed = False
+
+    def __init__(self, in_channels, out_channels, kernel_size, stride=1, padding=0):
+        super().__init__()
+        self.stride, self.padding = stride, padding
+        shape = (in_channels, out_channels) if self.transposed else (out_channels, in_channels)
+        self.weight_orig = nn.Parameter(torch.randn(*shape, kernel_size, kernel_size) * 0.02)
+        rows, columns = self.matrix().shape
+        self.register_buffer("weight_u", F.normalize(torch.randn(rows), dim=0))
+        self.register_buffer("weight_v", F.normalize(torch.randn(columns), dim=0))
+
+    def matrix(self):
+        """The weight as (output channels, everything else)."""
+        weight = self.weight_orig.transpose(0, 1) if self.transposed else self.weight_orig
+        return weight.flatten(1)
+
+    def weight(self):
+        """The normalised weight; in training mode u and v take one step first."""
+        matrix = self.matrix()
+        u, v = self.weight_u, self.weight_v
+        if self.training:
+            with torch.no_grad():
+                v = F.normalize(matrix.t() @ u, dim=0, eps=1e-12)
+                u = F.normalize(matrix @ v, dim=0, eps=1e-12)
+                self.weight_u.copy_(u)
+                self.weight_v.copy_(v)
+        return self.weight_orig / torch.dot(u, matrix @ v)
+
+    def forward(self, x):
+        return F.conv2d(x, self.weight(), None, self.stride, self.padding)
+
+
+class SpectralConvTranspose2d(SpectralConv2d):
+    """The same for a transposed convolution."""
+
+    transposed = True
+
+    def forward(self, x):
+        return F.conv_transpose2d(x, self.weight(), None, self.stride, self.padding)
+
+
+class BatchNorm2d(nn.BatchNorm2d):
+    """Batch norm with its scale drawn from N(1, 0.02), as the GANs here start."""
+
+    def reset_parameters(self):
+        super().reset_parameters()
+        nn.init.normal_(self.weight, 1.0, 0.02)
+
+
+class NoiseInjection(nn.Module):
+    """Adds a learned scalar times an N(0, 1) map: one per image in training, one for all after.
+
+    A fixed map in evaluation mode keeps the texture that training gave it and lets an image
+    depend on its latent alone.
+    """
+
+    def __init__(self, size, seed):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1))
+        fixed = torch.randn(1, 1, size, size, generator=torch.Generator().manual_seed(seed))
+        self.register_buffer("fixed", fixed, persistent=False)
+
+    def forward(self, x):
+        if not self.training:
+            return x + self.weight * self.fixed
+        n, _, height, width = x.shape
+        return x + self.weight * torch.randn(n, 1, height, width, device=x.device, dtype=x.dtype)
+
+
+class SkipLayerExcitation(nn.Module):
+    """Channel weights of a high-resolution map, computed from a low-resolution one (section 3.1).
+
+    forward(low (n, in, h, w), high (n, out, H, W)) -> (n, out, H, W).
+    """
+
+    def __init__(self, in_channels, out_channels):
+        super().__init__()
+        self.main = nn.Sequential(
+            nn.AdaptiveAvgPool2d(4),
+            SpectralConv2d(in_channels, out_channels, 4),
+            nn.SiLU(),
+            SpectralConv2d(out_channels, out_channels, 1),
+            nn.Sigmoid(),
+        )
+
+    def forward(self, low, high):
+        return high * self.main(low)
+
+
+def up_block(in_channels, out_channels):
+    """Twice the height and width: nearest, conv 3×3, batch norm, GLU."""
+    return nn.Sequential(
+        nn.Upsample(scale_factor=2, mode="nearest"),
+        SpectralConv2d(in_channels, 2 * out_channels, 3, padding=1),
+        BatchNorm2d(2 * out_channels),
+        nn.GLU(dim=1),
+    )
+
+
+def up_block_comp(in_channels, out_channels, size):
+    """An up block with a second convolution and noise before each batch norm; `size` it gives."""
+    return nn.Sequential(
+        nn.Upsample(scale_factor=2, mode="nearest"),
+        SpectralConv2d(in_channels, 2 * out_channels, 3, padding=1),
+        NoiseInjection(size, seed=size),
+        BatchNorm2d(2 * out_channels),
+        nn.GLU(dim=1),
+        SpectralConv2d(out_channels, 2 * out_channels, 3, padding=1),
+        NoiseInjection(size, seed=size + 1),
+        BatchNorm2d(2 * out_channels),
+        nn.GLU(dim=1),
+    )
+
+
+def check_image_size(image_size):
+    if image_size not in (256, 512, 1024):
+        raise ValueError(f"FastGAN makes images of 256, 512 or 1024 pixels, not {image_size}")
+
+
+# ---------------------------------------------------------------------------------------------
+# FastGAN's generator
+# ---------------------------------------------------------------------------------------------
+
+
+class InitLayer(nn.Module):
+    """From a latent to the first 4×4 map."""
+
+    def __init__(self, z_dim, out_channels):
+        super().__init__()
+        self.init = nn.Sequential(
+            SpectralConvTranspose2d(z_dim, 2 * out_channels, 4),
+            BatchNorm2d(2 * out_channels),
+            nn.GLU(dim=1),
+        )
+
+    def forward(self, z):
+        return self.init(z[:, :, None, None])
+
+
+class FastGANGenerator(nn.Module):
+    """Latents (n, z_dim) -> (image (n, 3, image_size, image_size), image_128 (n, 3, 128, 128)).
+
+    Images aim at [-1, 1]; at 1024 both pass through tanh, at 256 and 512 neither does (as in the
+    published code), so clamp them before use. `features` scales every width; 64 is the paper's.
+    Raises ValueError for another image_size than 256, 512 or 1024.
+    """
+
+    def __init__(self, image_size=1024, z_dim=256, features=64):
+        super().__init__()
+        check_image_size(image_size)
+        self.image_size, self.z_dim = image_size, z_dim
+        share = {4: 16, 8: 8, 16: 4, 32: 2, 64: 2, 128: 1, 256: 1 / 2, 512: 1 / 4, 1024: 1 / 8}
+        width = {size: max(1, int(s * features)) for size, s in share.items()}
+
+        self.init = InitLayer(z_dim, width[4])
+        self.feat_8 = up_block_comp(width[4], width[8], 8)
+        self.feat_16 = up_block(width[8], width[16])
+        self.feat_32 = up_block_comp(width[16], width[32], 32)
+        self.feat_64 = up_block(width[32], width[64])
+        self.feat_128 = up_block_comp(width[64], width[128], 128)
+        self.feat_256 = up_block(width[128], width[256])
+        self.se_64 = SkipLayerExcitation(width[4], width[64])
+        self.se_128 = SkipLayerExcitation(width[8], width[128])
+        self.se_256 = SkipLayerExcitation(width[16], width[256])
+        self.to_128 = SpectralConv2d(width[128], 3, 1)
+        self.to_big = SpectralConv2d(width[image_size], 3, 3, padding=1)
+        if image_size > 256:
+            self.feat_512 = up_block_comp(width[256], width[512], 512)
+            self.se_512 = SkipLayerExcitation(width[32], width[512])
+        if image_size > 512:
+            self.feat_1024 = up_block(width[512], width[1024])
+
+    def forward(self, z):
+        map_4 = self.init(z)
+        map_8 = self.feat_8(map_4)
+        map_16 = self.feat_16(map_8)
+        map_32 = self.feat_32(map_16)
+        map_64 = self.se_64(map_4, self.feat_64(map_32))
+        map_128 = self.se_128(map_8, self.feat_128(map_64))
+        last = self.se_256(map_16, self.feat_256(map_128))
+        if self.image_size > 256:
+            last = self.se_512(map_32, self.feat_512(last))
+        if self.image_size == 1024:
+            return torch.tanh(self.to_big(self.feat_1024(last))), torch.tanh(self.to_128(map_128))
+        return self.to_big(last), self.to_128(map_128)
+
+
+# ---------------------------------------------------------------------------------------------
+# FastGAN's discriminator
+# ---------------------------------------------------------------------------------------------
+
+
+class DownBlock(nn.Module):
+    """Half the height and width: conv 4×4 stride 2, batch norm, LeakyReLU."""
+
+    def __init__(self, in_channels, out_channels):
+        super().__init__()
+        self.main = nn.Sequential(
+            SpectralConv2d(in_channels, out_channels, 4, stride=2, padding=1),
+            BatchNorm2d(out_channels),
+            nn.LeakyReLU(0.2),
+        )
+
+    def forward(self, x):
+        return self.main(x)
+
+
+class DownBlockComp(nn.Module):
+    """Half the height and width: the mean of a two-convolution path and a pooled 1×1 path."""
+
+    def __init__(self, in_channels, out_channels):
+        super().__init__()
+        self.main = nn.Sequential(
+            SpectralConv2d(in_channels, out_channels, 4, stride=2, padding=1),
+            BatchNorm2d(out_channels),
+            nn.LeakyReLU(0.2),
+            SpectralConv2d(out_channels, out_channels, 3, padding=1),
+            BatchNorm2d(out_channels),
+            nn.LeakyReLU(0.2),
+        )
+        self.direct = nn.Sequential(
+            nn.AvgPool2d(2),
+            SpectralConv2d(in_channels, out_channels, 1),
+            BatchNorm2d(out_channels),
+            nn.LeakyReLU(0.2),
+        )
+
+    def forward(self, x):
+        return (self.main(x) + self.direct(x)) / 2
+
+
+class Decoder(nn.Module):
+    """A feature map (n, channels, h, w), pooled to 8×8, -> a 128×128 image in [-1, 1]."""
+
+    def __init__(self, in_channels, features):
+        super().__init__()
+        self.main = nn.Sequential(
+            nn.AdaptiveAvgPool2d(8),
+            up_block(in_channels, 4 * features),
+            up_block(4 * features, 2 * features),
+            up_block(2 * features, 2 * features),
+            up_block(2 * features, features),
+            SpectralConv2d(features, 3, 3, padding=1),
+            nn.Tanh(),
+        )
+
+    def forward(self, x):
+        return self.main(x)
+
+
+def quadrant(x, index):
+    """Quarter `index` of (n, c, h, w): 0 top left, 1 top right, 2 bottom left, 3 bottom right."""
+    row, column = divmod(index, 2)
+    height, width = x.shape[2] // 2, x.shape[3] // 2
+    return x[:, :, row * height : (row + 1) * height, column * width : (column + 1) * width]
+
+
+class FastGANDiscriminator(nn.Module):
+    """(image (n, 3, image_size, image_size), image_128 (n, 3, 128, 128)) -> (logits, maps).
+
+    logits (n, 50): 5×5 from the large image, then 5×5 from the small one. `maps` are what
+    `reconstruct` needs: the last 8×8 map, the small path's 8×8 map, the 16×16 map.
+    Raises ValueError for another image_size than 256, 512 or 1024.
+    """
+
+    def __init__(self, image_size=1024, features=64):
+        super().__init__()
+        check_image_size(image_size)
+        share = {8: 16, 16: 8, 32: 4, 64: 2, 128: 1, 256: 1 / 2, 512: 1 / 4, 1024: 1 / 8}
+        width = {size: max(1, int(s * features)) for size, s in share.items()}
+
+        if image_size == 1024:
+            self.down_from_big = nn.Sequential(
+                SpectralConv2d(3, width[1024], 4, stride=2, padding=1),
+                nn.LeakyReLU(0.2),
+                SpectralConv2d(width[1024], width[512], 4, stride=2, padding=1),
+                BatchNorm2d(width[512]),
+                nn.LeakyReLU(0.2),
+            )
+        else:
+            kernel, stride = (4, 2) if image_size == 512 else (3, 1)
+            self.down_from_big = nn.Sequential(
+                SpectralConv2d(3, width[512], kernel, stride, padding=1), nn.LeakyReLU(0.2)
+            )
+        self.down_4 = DownBlockComp(width[512], width[256])
+        self.down_8 = DownBlockComp(width[256], width[128])
+        self.down_16 = DownBlockComp(width[128], width[64])
+        self.down_32 = DownBlockComp(width[64], width[32])
+        self.down_64 = DownBlockComp(width[32], width[16])
+        self.rf_big = nn.Sequential(
+            SpectralConv2d(width[16], width[8], 1),
+            BatchNorm2d(width[8]),
+            nn.LeakyReLU(0.2),
+            SpectralConv2d(width[8], 1, 4),
+        )
+        self.se_2_16 = SkipLayerExcitation(width[512], width[64])
+        self.se_4_32 = SkipLayerExcitation(width[256], width[32])
+        self.se_8_64 = SkipLayerExcitation(width[128], width[16])
+        self.down_from_small = nn.Sequential(
+            SpectralConv2d(3, width[256], 4, stride=2, padding=1),
+            nn.LeakyReLU(0.2),
+            DownBlock(width[256], width[128]),
+            DownBlock(width[128], width[64]),
+            DownBlock(width[64], width[32]),
+        )
+        self.rf_small = SpectralConv2d(width[32], 1, 4)
+        # The published decoders have 32 features whatever the rest has; half of it is the same
+        # at 64 and keeps a small discriminator small.
+        self.decoder_big = Decoder(width[16], max(1, features // 2))
+        self.decoder_part = Decoder(width[32], max(1, features // 2))
+        self.decoder_small = Decoder(width[32], max(1, features // 2))
+
+    def forward(self, image, image_128):
+        map_256 = self.down_from_big(image)
+        map_128 = self.down_4(map_256)
+        map_64 = self.down_8(map_128)
+        map_32 = self.se_2_16(map_256, self.down_16(map_64))
+        map_16 = self.se_4_32(map_128, self.down_32(map_32))
+        map_8 = self.se_8_64(map_64, self.down_64(map_16))
+        small_8 = self.down_from_small(image_128)
+        logits = torch.cat([self.rf_big(map_8).flatten(1), self.rf_small(small_8).flatten(1)], 1)
+        return logits, (map_8, small_8, map_16)
+
+    def reconstruct(self, maps, part):
+        """Three 128×128 images: of the whole, of the whole from the small path, of quadrant `part`.
+
+        They are what the maps of a real image decode to, (n, 3, 128, 128) in [-1, 1] each.
+        """
+        map_8, small_8, map_16 = maps
+        return (
+            self.decoder_big(map_8),
+            self.decoder_small(small_8),
+            self.decoder_part(quadrant(map_16, part)),
+        )
