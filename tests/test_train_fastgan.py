@@ -1,0 +1,271 @@
+"""train_fastgan.py, run as its user runs it, and its step beside the published algorithm."""
+
+import csv
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from conftest import ROOT
+from test_nets import read_fixture, recipe
+from torch import nn
+from torch.nn import functional as F
+
+import nets
+import train_fastgan
+import training
+
+TINY = ["--size", 256, "--features", 4, "--batch-size", 3, "--reconstruction", "l1"]
+
+
+@pytest.fixture(scope="module")
+def whole_run(script, bedrooms, tmp_path_factory):
+    """Seven steps in one go; every other test's reference."""
+    out = tmp_path_factory.mktemp("runs")
+    done = script("train_fastgan.py", *TINY, "--data", bedrooms, "--iters", 7, "--out", out,
+                  "--name", "whole", "--log-every", 2, "--ckpt-every", 3, "--sample-every", 7)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""  # no bar where there is no terminal
+    return out / "whole"
+
+
+def assert_same_run(one, other, step):
+    first, second = (training.read_checkpoint(run / f"ckpt_{step:06d}.pth")
+                     for run in (one, other))
+    for key in ("networks", "averaged", "optimizers", "random", "seen", "totals", "logged"):
+        assert training.digest(first[key]) == training.digest(second[key]), key
+    assert (one / "log.csv").read_text() == (other / "log.csv").read_text()
+    for grid in (f"samples_{step:06d}.png", f"reconstructions_{step:06d}.png"):
+        assert (one / grid).read_bytes() == (other / grid).read_bytes()
+
+
+def test_run_folder(whole_run):
+    names = {path.name for path in whole_run.iterdir()}
+    assert names == {"args.json", "log.csv", "losses.png", "samples_000007.png",
+                     "reconstructions_000007.png", "ckpt_000003.pth", "ckpt_000006.pth",
+                     "ckpt_000007.pth"}
+    rows = list(csv.DictReader((whole_run / "log.csv").open()))
+    assert [int(row["step"]) for row in rows] == [2, 4, 6]
+    record = json.loads((whole_run / "args.json").read_text())
+    assert record["arguments"]["features"] == 4 and record["versions"]["torch"]
+
+
+def test_resume_gives_the_same_bits(script, whole_run):
+    """Stopped after 3 of 7 steps, in the middle of a log interval and of an epoch."""
+    part = whole_run.with_name("part")
+    shutil.copytree(whole_run, part)
+    for stale in ("ckpt_000006.pth", "ckpt_000007.pth", "samples_000007.png"):
+        (part / stale).unlink()
+    done = script("train_fastgan.py", "--resume", part / "ckpt_000003.pth")
+    assert done.returncode == 0, done.stderr
+    assert_same_run(whole_run, part, 7)
+    assert json.loads((part / "args.json").read_text())["resumed"][0]["step"] == 3
+
+
+def test_sigterm_saves_and_resume_goes_on(script, whole_run, bedrooms):
+    command = [sys.executable, str(ROOT / "train_fastgan.py"), *map(str, TINY), "--iters", "10000",
+               "--data", str(bedrooms), "--out", str(whole_run.parent), "--name", "stopped",
+               "--log-every", "2"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    log = whole_run.with_name("stopped") / "log.csv"
+    deadline = time.time() + 120
+    while not log.exists() and time.time() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 128 + signal.SIGTERM and "--resume" in errors
+    (stopped,) = training.find_checkpoints(log.parent)
+    step = int(stopped.stem[5:]) + 2
+    for arguments in (["--resume", log.parent], ["--name", "straight", *TINY, "--data", bedrooms,
+                                                 "--log-every", 2]):
+        done = script("train_fastgan.py", *arguments, "--iters", step, "--out", whole_run.parent)
+        assert done.returncode == 0, done.stderr
+    assert_same_run(log.parent, whole_run.with_name("straight"), step)
+
+
+def test_latest_is_found_and_a_finished_run_stays_as_it_is(script, whole_run):
+    before = {path: path.stat().st_mtime_ns for path in whole_run.iterdir()}
+    done = script("train_fastgan.py", "--resume", "latest", "--name", "whole", "--out",
+                  whole_run.parent)
+    assert done.returncode == 0 and "nothing to do" in done.stdout
+    assert before == {path: path.stat().st_mtime_ns for path in whole_run.iterdir()}
+
+
+def published_steps(steps, images, batch_size, seed):
+    """The published algorithm in float32 with nothing spared, its draws in our order.
+
+    D's gradients flow in G's step too and are thrown away, the average is kept by the formula,
+    and the shrinking, the quadrants and the losses are spelled out.
+    """
+    torch.manual_seed(seed)
+    g, d = nets.FastGANGenerator(256, 256, 4), nets.FastGANDiscriminator(256, 4)
+    adam_g, adam_d = (torch.optim.Adam(net.parameters(), 2e-4, (0.5, 0.999)) for net in (g, d))
+    average = [p.detach().clone() for p in g.parameters()]
+    for step in range(steps):
+        order = training.data_order(len(images), step * batch_size, batch_size, seed)
+        real = training.take_batch(images, order, torch.device("cpu"))
+        z, part = torch.randn(batch_size, 256), int(torch.randint(4, ()))
+        policy = ["color", "translation"]
+        real = training.diff_augment(real, policy)
+        big, small = g(z)
+        big, small = training.diff_augment(big, policy), training.diff_augment(small, policy)
+
+        d.zero_grad()
+        logits, maps = d(real, real[:, :, ::2, ::2])
+        rows, columns = [slice(0, 128), slice(128, 256)][part // 2], [
+            slice(0, 128), slice(128, 256)][part % 2]
+        whole, whole_small, quarter = d.reconstruct(maps, part)
+        l1 = nn.L1Loss(reduction="none")
+        loss = sum(l1(x, y).flatten(1).mean(1).sum() for x, y in [
+            (whole, real[:, :, ::2, ::2]), (whole_small, real[:, :, ::2, ::2]),
+            (quarter, real[:, :, rows, columns])])
+        margin = 0.8 + 0.2 * torch.rand(logits.shape)
+        (loss + (margin - logits).clamp(min=0).mean()).backward()
+        logits, _ = d(big.detach(), small.detach())
+        margin = 0.8 + 0.2 * torch.rand(logits.shape)
+        (margin + logits).clamp(min=0).mean().backward()
+        adam_d.step()
+
+        g.zero_grad()
+        (-d(big, small)[0].mean()).backward()
+        adam_g.step()
+        average = [0.999 * a + 0.001 * p.detach()
+                   for a, p in zip(average, g.parameters(), strict=True)]
+    return g, d, average
+
+
+def test_three_steps_are_the_published_algorithm(whole_run, bedrooms):
+    images, _ = training.load_images(bedrooms, "train", 256)
+    g, d, average = published_steps(3, images, batch_size=3, seed=0)
+    saved = training.read_checkpoint(whole_run / "ckpt_000003.pth")
+    for name, network in {"generator": g, "discriminator": d}.items():
+        for key, value in network.state_dict().items():
+            torch.testing.assert_close(saved["networks"][name][key], value, atol=2e-5, rtol=1e-3)
+    for (name, _), value in zip(g.named_parameters(), average, strict=True):
+        torch.testing.assert_close(saved["averaged"][name], value, atol=1e-6, rtol=1e-4)
+
+
+def test_hinge_margins_are_drawn_between_0_8_and_1():
+    zeros = torch.zeros(100000)
+    for hinge in (train_fastgan.hinge_real, train_fastgan.hinge_fake):
+        assert abs(hinge(zeros).item() - 0.9) < 1e-3
+    assert train_fastgan.hinge_real(zeros + 1.1) == 0 == train_fastgan.hinge_fake(zeros - 1.1)
+    assert abs(train_fastgan.hinge_real(zeros - 2).item() - 2.9) < 1e-3
+
+
+def test_l1_reconstruction_is_a_mean_over_pixels_summed_over_images():
+    x, y = torch.randn(2, 5, 3, 8, 8)
+    distance = train_fastgan.perceptual_distance("l1", None)
+    expected = sum(F.l1_loss(a, b) for a, b in zip(x, y, strict=True))
+    torch.testing.assert_close(distance(x, y), expected)
+
+
+def published_file(path, g, d, prefix="", **more):
+    def named(state):
+        return {prefix + name: value for name, value in state.items()}
+
+    torch.save({"g": named(g), "d": named(d), **more}, path)
+    return path
+
+
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_published_weights_load(tmp_path, prefix):
+    """At full width, by the fixture's recipe, averaged parameters in their own list."""
+    fixture = read_fixture(256)
+    shapes = [dict(fixture[name]["state_dict"]) for name in "GD"]
+    g, d = ({name: torch.full(shape, float(i)) for i, (name, shape) in enumerate(net.items())}
+            for net in shapes)
+    network = nets.FastGANGenerator(256)
+    average = [torch.full_like(p, -i - 1.0) for i, p in enumerate(network.parameters())]
+    path = published_file(tmp_path / "all_50000.pth", g, d, prefix, g_ema=average)
+    saved = training.read_checkpoint(path)
+    assert saved["step"] == 50000 and saved["published"]
+    assert saved["config"] == {"image_size": 256, "z_dim": 256, "features": 64}
+    network.load_state_dict(saved["averaged"])
+    for parameter, value in zip(network.parameters(), average, strict=True):
+        assert torch.equal(parameter, value)
+    network.load_state_dict(saved["networks"]["generator"])
+    assert torch.equal(network.to_big.weight_u, g["to_big.weight_u"])
+    nets.FastGANDiscriminator(256).load_state_dict(saved["networks"]["discriminator"])
+    plain = training.read_checkpoint(published_file(tmp_path / "20000.pth", g, d, prefix))
+    assert plain["step"] == 20000 and plain["optimizers"] is None
+    assert torch.equal(plain["averaged"]["to_128.weight_orig"], g["to_128.weight_orig"])
+
+
+def test_a_published_recipe_file_gives_the_fixtures_images(tmp_path):
+    """Read through the checkpoint reader, the published numbers come out."""
+    fixture = read_fixture(256)
+    g, d = (recipe(fixture[name]["state_dict"]) for name in "GD")
+    saved = training.read_checkpoint(published_file(tmp_path / "7.pth", g, d, "module."))
+    generator = nets.FastGANGenerator(**saved["config"])
+    generator.load_state_dict(saved["averaged"])
+    z = torch.tensor(__import__("numpy").random.RandomState(10001).standard_normal((4, 256)))
+    expected = fixture["G"]["outputs"]["image"]["row0"]
+    image = generator(z.float())[0]
+    assert (image[0, :, 0, :8] - torch.tensor(expected)).abs().max() < 1e-3
+
+
+def test_resume_from_published_files(script, bedrooms, tmp_path):
+    """Optimisers and averages go on where they were; a file without them starts Adam afresh."""
+    torch.manual_seed(1)
+    g, d = nets.FastGANGenerator(256, 256, 4), nets.FastGANDiscriminator(256, 4)
+    adams = [torch.optim.Adam(net.parameters(), 2e-4, (0.5, 0.999)) for net in (g, d)]
+    for net, adam in zip((g, d), adams, strict=True):
+        sum(p.square().sum() for p in net.parameters()).backward()
+        for _ in range(41):
+            adam.step()
+    average = [p.detach() + 5 for p in g.parameters()]
+    published_file(tmp_path / "all_41.pth", g.state_dict(), d.state_dict(), "module.",
+                   g_ema=average, opt_g=adams[0].state_dict(), opt_d=adams[1].state_dict())
+    published_file(tmp_path / "41.pth", g.state_dict(), d.state_dict())
+    for name, updates in (("all_41", 42), ("41", 1)):
+        done = script("train_fastgan.py", "--resume", tmp_path / f"{name}.pth", "--iters", 42,
+                      "--data", bedrooms, "--reconstruction", "l1", "--batch-size", 2,
+                      "--out", tmp_path, "--name", f"run {name}")
+        assert done.returncode == 0, done.stderr
+        assert ("afresh" in done.stderr) == (name == "41")
+        saved = training.read_checkpoint(tmp_path / f"run {name}" / "ckpt_000042.pth")
+        for optimizer in saved["optimizers"].values():
+            assert {state["step"].item() for state in optimizer["state"].values()} == {updates}
+        shift = saved["averaged"]["to_big.weight_orig"] - g.to_big.weight_orig.detach()
+        assert (shift - (5 if name == "all_41" else 0)).abs().max() < 0.01
+
+
+def test_bad_input(refused, bedrooms, whole_run, tmp_path):
+    base = [*TINY, "--data", bedrooms, "--out", tmp_path / "runs", "--iters", 1]
+    other = tmp_path / "other"
+    shutil.copytree(bedrooms / "train", other)
+    (tmp_path / "empty").mkdir()
+    torch.save({"format": 1}, tmp_path / "x.pth")
+    last = whole_run / "ckpt_000007.pth"
+    cases = [
+        ([*base, "--size", 300], "256, 512 or 1024"),
+        ([*base, "--lr", "nan"], "nan"),
+        ([*base, "--batch-size", 0], "0"),
+        ([*base, "--augment", "colour"], "colour"),
+        ([*base, "--device", "cuda:77"], "--device cpu"),
+        ([*base, "--data", tmp_path / "none"], "none is not a folder"),
+        ([*base, "--data", tmp_path / "empty"], "no images"),
+        ([*base, "--reconstruction", "lpips"], "--reconstruction l1"),
+        ([*base, "--resume", tmp_path / "none.pth"], "no checkpoint"),
+        ([*base, "--resume", "latest"], "no fastgan run"),
+        ([*base, "--resume", tmp_path / "x.pth"], "x.pth"),
+        (["--resume", last, "--iters", 9, "--features", 8], "4 in"),
+        (["--resume", last, "--iters", 9, "--size", 512], "256 in"),
+        (["--resume", last, "--iters", 9, "--data", other], "keeps its data"),
+        (["--resume", whole_run / "ckpt_000003.pth"], "not the newest"),
+        ([*base, "--out", whole_run.parent, "--name", "whole"], "exists"),
+    ]
+    (other / "0.png").write_bytes((other / "scene_00000.png").read_bytes()
+                                  if (other / "scene_00000.png").exists()
+                                  else next(other.iterdir()).read_bytes())
+    before = {path: path.read_bytes() for path in whole_run.iterdir()}
+    for arguments, words in cases:
+        line = refused("train_fastgan.py", *arguments, env={"TORCH_HOME": str(tmp_path / "hub")})
+        assert words in line, line
+    assert before == {path: path.read_bytes() for path in whole_run.iterdir()}
+    assert not list((tmp_path / "runs").glob("*"))

@@ -1,0 +1,677 @@
+"""What the training scripts share: arguments, photos in memory, run folders, exact resume.
+
+A training script reads its arguments with `parse_arguments`, its photos with `load_images`, and
+then is one loop; everything here is a function that the loop calls. No losses and no networks.
+"""
+
+import argparse
+import contextlib
+import copy
+import csv
+import functools
+import hashlib
+import io
+import json
+import math
+import os
+import platform
+import re
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+import torchvision
+from PIL import Image, ImageOps
+from torch.nn import functional as F
+from tqdm import tqdm
+
+FORMAT = 1  # of checkpoints; a reader refuses newer ones
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".gif", ".bmp", ".tif", ".tiff", ".webp", ".ppm"}
+
+
+# ---------------------------------------------------------------------------------------------
+# Arguments and errors
+# ---------------------------------------------------------------------------------------------
+
+
+def fail(message):
+    """One line on stderr, exit code 2: the user's input was wrong, not the program."""
+    line = " ".join(str(message).split())
+    print(f"{Path(sys.argv[0]).name}: error: {line}", file=sys.stderr)
+    sys.exit(2)
+
+
+class Parser(argparse.ArgumentParser):
+    """An ArgumentParser that shows defaults and whose errors are one line."""
+
+    def __init__(self, doc):
+        super().__init__(
+            description=doc.split("\n")[0],
+            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+            allow_abbrev=False,
+        )
+
+    def error(self, message):
+        fail(message)
+
+
+def count(text):
+    """A whole number above zero."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not above zero")
+    return value
+
+
+def whole(text):
+    """A whole number from zero up, below 2^63."""
+    value = int(text)
+    if not 0 <= value < 2**63:
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 2^63")
+    return value
+
+
+def positive(text):
+    """A finite number above zero."""
+    value = float(text)
+    if not (math.isfinite(value) and value > 0):
+        raise argparse.ArgumentTypeError(f"{text} is not a finite number above zero")
+    return value
+
+
+def add_common_arguments(parser, *, size, batch_size, lr, ckpt_every, sample_every, log_every):
+    """The flags every training script has; the values given are the study's."""
+    group = parser.add_argument_group("data and model")
+    group.add_argument("--data", default="data/bedroom", help="folder prepare_data.py wrote")
+    group.add_argument("--size", type=count, default=size, help="image side, pixels")
+    group.add_argument("--batch-size", type=count, default=batch_size, help="images a step")
+    group.add_argument("--lr", type=positive, default=lr, help="Adam's learning rate")
+    group.add_argument("--seed", type=whole, default=0, help="of every random draw")
+    group.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
+    group.add_argument("--demo", action="store_true", help="small and quick, on drawn scenes")
+    group = parser.add_argument_group("run folder")
+    group.add_argument("--out", default="runs", help="folder of run folders")
+    group.add_argument("--name", help="of the run folder (default: <model>-<data>-<time>)")
+    group.add_argument("--resume", metavar="PATH|latest", help="go on from a checkpoint")
+    group.add_argument("--ckpt-every", type=count, default=ckpt_every, help="steps")
+    group.add_argument("--sample-every", type=count, default=sample_every, help="steps")
+    group.add_argument("--log-every", type=count, default=log_every, help="steps")
+    group.add_argument("--keep", type=count, help="only the newest KEEP checkpoints (default: all)")
+
+
+def parse_arguments(parser, model, demo):
+    """(arguments, the checkpoint to resume from or None).
+
+    What the command line says wins over the checkpoint's arguments, these over `demo` (with
+    --demo), these over the defaults. So `--resume PATH` alone goes on as the run began.
+    """
+    args = parser.parse_args()
+    if args.demo:
+        parser.set_defaults(**demo)
+    checkpoint = None
+    if args.resume:
+        checkpoint = read_checkpoint(find_resume(args.resume, Path(args.out), args.name, model))
+        if checkpoint["model"] != model:
+            fail(f"{checkpoint['path']} is a {checkpoint['model']} checkpoint, not {model}")
+        kept = set(vars(args)) - {"resume", "device", "out", "name", "demo"}
+        saved = checkpoint.get("args", {})
+        parser.set_defaults(**{key: value for key, value in saved.items() if key in kept})
+    return parser.parse_args(), checkpoint
+
+
+def check_unchanged(checkpoint, **current):
+    """Fails, naming both values, where a resumed run's data or architecture would change."""
+    saved = {"data": checkpoint.get("data"), **checkpoint["config"]}
+    for key, value in current.items():
+        if saved.get(key) not in (None, value):
+            fail(f"a resumed run keeps its {key}: {saved[key]} in {checkpoint['path']}, "
+                 f"{value} now")
+
+
+def check_finite(losses, after, step):
+    """Fails, naming steps and loss, if the sum of one over (after, step] is not finite."""
+    for name, value in losses.items():
+        if not math.isfinite(value):
+            fail(f"{name} became {value} in steps {after + 1} to {step}: stopped; "
+                 "the checkpoints written before are good")
+
+
+def choose_device(name):
+    """The torch device that --device names, CUDA where there is one for `auto`."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        fail(f"--device {name}: {str(error).splitlines()[0]}; --device cpu works everywhere")
+    return device
+
+
+# ---------------------------------------------------------------------------------------------
+# Photos: a folder becomes one uint8 tensor, once
+# ---------------------------------------------------------------------------------------------
+
+
+def make_demo_data(folder):
+    """Draws the demo scenes where they are missing, by prepare_data.py."""
+    if not (Path(folder) / "manifest.csv").exists():
+        script = Path(__file__).with_name("prepare_data.py")
+        command = [sys.executable, script, "--demo", "128", "--out", folder]
+        if subprocess.run(command).returncode:
+            fail(f"the demo scenes could not be drawn into {folder}")
+
+
+def image_files(folder):
+    """The image files of a folder, sorted by name; folders in it and hidden files are passed by."""
+    folder = Path(folder)
+    try:
+        files = [path for path in folder.iterdir() if path.is_file()]
+    except OSError as error:
+        fail(f"{folder}: {error.strerror}; prepare_data.py makes data folders")
+    named = [path for path in files if path.suffix.lower() in IMAGE_SUFFIXES]
+    return sorted(path for path in named if not path.name.startswith("."))
+
+
+def split_files(data, split):
+    """The files of data/<split>/ ("train" or "val"), or of `data` itself for a plain folder."""
+    data = Path(data)
+    if not data.is_dir():
+        fail(f"{data} is not a folder; prepare_data.py makes one (--demo 128 needs no photos)")
+    folder = data / split
+    if not folder.is_dir():
+        if split != "train" or (data / "manifest.csv").exists():
+            fail(f"{data} has no {split}/ folder; prepare_data.py --images splits photos in two")
+        folder = data
+    files = image_files(folder)
+    if not files:
+        fail(f"no images in {folder}")
+    manifest = data / "manifest.csv"
+    if manifest.exists():
+        with open(manifest, newline="", encoding="utf-8", errors="replace") as file:
+            rows = [row.get("file") or "" for row in csv.DictReader(file)]
+        listed = {name for name in rows if name.startswith(f"{split}/")}
+        changed = listed ^ {f"{split}/{path.name}" for path in files}
+        if changed:
+            fail(f"{data} is not what its manifest lists ({min(changed)}): prepare it again")
+    return files
+
+
+def decode(path, size, fit):
+    """uint8 (3, size, size): stretched to a square, or its shorter side fitted and centre-cropped.
+
+    Antialiased bilinear, as torchvision's Resize on PIL images.
+    """
+    try:
+        with Image.open(path) as image:
+            if image.mode.startswith(("I", "F")):
+                raise OSError("more than 8 bits a channel; prepare_data.py --images converts it")
+            image = ImageOps.exif_transpose(image).convert("RGB")
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        fail(f"{path} cannot be read: {error}")
+    if fit == "square":
+        image = image.resize((size, size), Image.Resampling.BILINEAR)
+    else:
+        image = ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR)
+    return np.asarray(image).transpose(2, 0, 1)
+
+
+def decode_all(files, size, fit="square"):
+    """uint8 array (n, 3, size, size) of the files, decoded by a pool of threads."""
+    images = np.empty((len(files), 3, size, size), np.uint8)
+    bar = tqdm(total=len(files), desc="decoding", unit="img", disable=None, leave=False)
+    with ThreadPoolExecutor() as pool, bar:
+        # A bounded number in flight: `map` would hold what it decodes faster than we store it.
+        for start in range(0, len(files), 64):
+            part = files[start : start + 64]
+            for i, image in enumerate(pool.map(lambda path: decode(path, size, fit), part)):
+                images[start + i] = image
+            bar.update(len(part))
+    return images
+
+
+def load_images(data, split, size, fit="square"):
+    """(uint8 tensor (n, 3, size, size), its fingerprint), through data/.cache/.
+
+    The cache is keyed by the files' names, sizes, times and the manifest; where the folder can't
+    be written the photos are decoded each time.
+    """
+    files = split_files(data, split)
+    stats = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    manifest = Path(data) / "manifest.csv"
+    text = manifest.read_bytes().hex() if manifest.exists() else ""
+    key = hashlib.sha256(json.dumps([stats, text]).encode()).hexdigest()
+    cache = Path(data) / ".cache" / f"{split}_{size}_{fit}.npy"
+    label = cache.with_suffix(".json")
+    try:
+        saved = json.loads(label.read_text())
+        if saved["key"] == key:
+            images = np.load(cache)
+            if images.shape == (len(files), 3, size, size) and images.dtype == np.uint8:
+                return torch.from_numpy(images), saved["sha256"]
+    except (OSError, ValueError, KeyError, TypeError, EOFError):
+        pass  # no cache, or not a whole one: made anew below
+    images = decode_all(files, size, fit)
+    fingerprint = hashlib.sha256(images).hexdigest()
+    try:
+        cache.parent.mkdir(exist_ok=True)
+        # The label goes first and comes back last: a label never stands beside other images.
+        label.unlink(missing_ok=True)
+        with replacing(cache) as file:
+            np.save(file, images)
+        with replacing(label) as file:
+            file.write(json.dumps({"key": key, "sha256": fingerprint}).encode())
+    except OSError as error:
+        print(f"warning: {cache} not written ({error.strerror})", file=sys.stderr)
+    return torch.from_numpy(images), fingerprint
+
+
+def place_images(images, device):
+    """The tensor on the device if half of its free memory takes it, else in pinned memory."""
+    if device.type != "cuda":
+        return images
+    free, _ = torch.cuda.mem_get_info(device)
+    return images.to(device) if images.nbytes < free / 2 else images.pin_memory()
+
+
+@functools.lru_cache(maxsize=2)
+def permutation(n, seed, epoch):
+    return torch.from_numpy(np.random.default_rng([seed, epoch]).permutation(n))
+
+
+def data_order(n, start, length, seed):
+    """Indices (length,) of entries start, start + 1, ... of an endless row of permutations of n.
+
+    A function of its arguments alone: where a run stands in its data is one number.
+    """
+    parts = []
+    while length:
+        epoch, position = divmod(start, n)
+        part = permutation(n, seed, epoch)[position : position + length]
+        parts.append(part)
+        start, length = start + len(part), length - len(part)
+    return torch.cat(parts)
+
+
+def take_batch(images, indices, device):
+    """float (batch, 3, h, w) in [-1, 1] on the device, each image mirrored with chance 1/2."""
+    batch = images[indices.to(images.device)].to(device, non_blocking=True).float() / 127.5 - 1
+    mirrored = torch.rand(len(batch), 1, 1, 1, device=device) < 0.5
+    return torch.where(mirrored, batch.flip(3), batch)
+
+
+def diff_augment(x, policy):
+    """Differentiable augmentation of (n, 3, h, w), drawn anew for each image.
+
+    `policy` holds "color" (brightness ±1/2, saturation 0..2, contrast 1/2..3/2) and "translation"
+    (up to 1/8 of a side, zeros come in), after Zhao et al. 2020 (arXiv 2006.10738).
+    """
+    n, _, height, width = x.shape
+    if "color" in policy:
+        brightness, saturation, contrast = torch.rand(3, n, 1, 1, 1, device=x.device)
+        x = x + (brightness - 0.5)
+        mean = x.mean(1, keepdim=True)
+        x = (x - mean) * (2 * saturation) + mean
+        mean = x.mean((1, 2, 3), keepdim=True)
+        x = (x - mean) * (contrast + 0.5) + mean
+    if "translation" in policy:
+        reach = torch.tensor([int(height / 8 + 0.5), int(width / 8 + 0.5)], device=x.device)
+        dy, dx = ((2 * reach[:, None] + 1) * torch.rand(2, n, device=x.device)).long()
+        # One border pixel of zeros: every index that falls outside is clamped onto it.
+        rows = torch.arange(height, device=x.device) + (dy - reach[0])[:, None] + 1
+        columns = torch.arange(width, device=x.device) + (dx - reach[1])[:, None] + 1
+        image = torch.arange(n, device=x.device)[:, None, None]
+        padded = F.pad(x, (1, 1, 1, 1)).permute(0, 2, 3, 1)
+        rows, columns = rows.clamp(0, height + 1), columns.clamp(0, width + 1)
+        x = padded[image, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+    return x
+
+
+# ---------------------------------------------------------------------------------------------
+# Sampling
+# ---------------------------------------------------------------------------------------------
+
+
+def latents(seed, indices, z_dim):
+    """float (len(indices), z_dim), N(0, 1): row i depends on the seed and its index alone."""
+    rows = [np.random.default_rng([seed, i]).standard_normal(z_dim, np.float32) for i in indices]
+    return torch.from_numpy(np.stack(rows))
+
+
+def averaged_generator(generator, average):
+    """A copy of the generator with averaged parameters and batch-norm statistics of its own."""
+    averaged = copy.deepcopy(generator)
+    with torch.no_grad():
+        for parameter, value in zip(averaged.parameters(), average, strict=True):
+            parameter.copy_(value)
+    return estimate_batch_norm(averaged)
+
+
+def estimate_batch_norm(generator, batches=8, batch_size=16):
+    """The generator in evaluation mode, its batch norms measured over its own samples.
+
+    Running statistics gathered while the weights changed fit no averaged weights. Leaves the
+    random state as it was; depends on the weights alone.
+    """
+    device = next(generator.parameters()).device
+    norms = [m for m in generator.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # a plain mean over the batches
+    generator.train()
+    cuda = [device] if device.type == "cuda" else []
+    with torch.no_grad(), torch.random.fork_rng(devices=cuda):
+        torch.manual_seed(0)
+        for batch in range(batches):
+            rows = range(batch * batch_size, (batch + 1) * batch_size)
+            generator(latents(0, rows, generator.z_dim).to(device))
+    for norm in norms:
+        norm.momentum = 0.1
+    return generator.eval()
+
+
+def to_uint8(images):
+    """[-1, 1] -> uint8, what lies outside clamped; the pixels that a PNG would hold."""
+    return ((images.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+
+
+def save_grid(images, path, columns=8):
+    """A PNG of images (n, 3, h, w) in [-1, 1], row by row."""
+    grid = torchvision.utils.make_grid(to_uint8(images.cpu()), nrow=columns, padding=2)
+    with replacing(path) as file:
+        Image.fromarray(grid.permute(1, 2, 0).numpy()).save(file, format="PNG")
+
+
+# ---------------------------------------------------------------------------------------------
+# Run folders and their log
+# ---------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def replacing(path):
+    """A binary file to write that appears under its name whole and on disk, or not at all."""
+    temporary = Path(path).with_name(f".{Path(path).name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def git_commit():
+    command = ["git", "-C", Path(__file__).parent, "rev-parse", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True).stdout.strip() or None
+    except OSError:
+        return None
+
+
+def versions():
+    """Of what the numbers depend on."""
+    return {"python": platform.python_version(), "torch": torch.__version__,
+            "torchvision": torchvision.__version__, "numpy": np.__version__}
+
+
+def open_run(args, model, checkpoint):
+    """The run's folder: a new one, or the resumed checkpoint's own, its log cut back to it."""
+    record = {"model": model, "arguments": vars(args), "git_commit": git_commit(),
+              "versions": versions(), "started": time.strftime("%Y-%m-%d %H:%M:%S")}
+    home = checkpoint["path"].parent if checkpoint else None
+    if home and (home / "args.json").exists() and not checkpoint["published"]:
+        newest = find_checkpoints(home)[-1]
+        if newest != checkpoint["path"]:
+            fail(f"{checkpoint['path'].name} is not the newest of {home} ({newest.name} is): "
+                 "copy it to a folder of its own to branch off there")
+        for stale in home.glob(".*.tmp"):
+            stale.unlink()
+        first = json.loads((home / "args.json").read_text())
+        record = {**first, "resumed": [*first.get("resumed", []),
+                                       {"step": checkpoint["step"], **record}]}
+        truncate_log(home / "log.csv", checkpoint["step"])
+        folder = home
+    else:
+        name = args.name or f"{model}-{Path(args.data).resolve().name}"
+        stamp = "" if args.name else time.strftime("-%Y%m%d-%H%M%S")
+        folder, again = Path(args.out) / f"{name}{stamp}", 2
+        Path(args.out).mkdir(parents=True, exist_ok=True)
+        while True:
+            try:
+                folder.mkdir()
+                break
+            except FileExistsError:
+                if args.name:
+                    fail(f"{folder} exists: --resume {folder} goes on with it")
+                folder, again = Path(args.out) / f"{name}{stamp}-{again}", again + 1
+    with replacing(folder / "args.json") as file:
+        file.write(json.dumps(record, indent=1, default=str).encode())
+    return folder
+
+
+def append_row(path, row):
+    """One CSV row, with a header if the file is new; one write, so that rows are whole."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, row, lineterminator="\n")
+    if not path.exists():
+        writer.writeheader()
+    writer.writerow(row)
+    with open(path, "a", encoding="utf-8") as file:
+        file.write(text.getvalue())
+
+
+def truncate_log(path, step):
+    """Drops the rows after `step`, and a torn last one."""
+    if not path.exists():
+        return
+    header, *rows = path.read_text(encoding="utf-8").splitlines(keepends=True) or [""]
+    whole_rows = [row for row in rows if row.endswith("\n") and row.count(",") == header.count(",")]
+    kept = [row for row in whole_rows if int(row.split(",")[0]) <= step]
+    if not kept:
+        path.unlink()  # a header alone may be torn; the next row writes a new one
+        return
+    with replacing(path) as file:
+        file.write("".join([header, *kept]).encode())
+
+
+def plot_losses(folder):
+    """losses.png from log.csv."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    if not (folder / "log.csv").exists():
+        return
+    with open(folder / "log.csv", newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    figure, axes = plt.subplots(figsize=(8, 4), layout="constrained")
+    for name in [name for name in rows[0] if name != "step"]:
+        axes.plot([int(row["step"]) for row in rows], [float(row[name]) for row in rows],
+                  label=name, linewidth=1)
+    axes.set(xlabel="step", ylabel="loss", title=folder.name)
+    axes.legend()
+    with replacing(folder / "losses.png") as file:
+        figure.savefig(file, format="png", dpi=100)
+    plt.close(figure)
+
+
+def catch_signals():
+    """A list that the first SIGINT or SIGTERM enters; the second one ends the process."""
+    caught = []
+
+    def note(number, frame):
+        caught.append(number)
+        for name in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(name, signal.SIG_DFL)
+
+    for name in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(name, note)
+    return caught
+
+
+# ---------------------------------------------------------------------------------------------
+# Checkpoints: data, never code
+# ---------------------------------------------------------------------------------------------
+
+
+def random_state(device):
+    """The state of every generator that training draws from."""
+    state = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
+    return state
+
+
+def set_random_state(state, device):
+    torch.set_rng_state(state["cpu"])
+    if device.type == "cuda" and "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"], device)
+
+
+def digest(value):
+    """A sha256 over nested dicts, lists, tensors and plain values, as hexadecimal digits."""
+    sha = hashlib.sha256()
+
+    def visit(value):
+        if isinstance(value, torch.Tensor):
+            sha.update(f"{value.dtype}{tuple(value.shape)}".encode())
+            sha.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        elif isinstance(value, dict):
+            sha.update(f"dict{len(value)}".encode())
+            for key, item in value.items():
+                visit(key)
+                visit(item)
+        elif isinstance(value, (list, tuple)):
+            sha.update(f"list{len(value)}".encode())
+            for item in value:
+                visit(item)
+        else:
+            sha.update(repr(value).encode())
+
+    visit(value)
+    return sha.hexdigest()
+
+
+def save_checkpoint(folder, state, keep=None):
+    """Writes ckpt_<step>.pth, whole or not at all, and then removes all but the newest `keep`.
+
+    `state`: model, config (the networks' arguments), step, args, networks, averaged, optimizers,
+    random, data (fingerprint) and whatever else the script needs to go on.
+    """
+    path = folder / f"ckpt_{state['step']:06d}.pth"
+    state = {"format": FORMAT, **state}
+    try:
+        with replacing(path) as file:
+            torch.save({**state, "sha256": digest(state)}, file)
+    except (OSError, RuntimeError) as error:
+        fail(f"{path} could not be written ({error}); earlier checkpoints are as they were")
+    for old in find_checkpoints(folder)[:-keep] if keep else []:
+        old.unlink()
+    return path
+
+
+def find_checkpoints(folder):
+    """The ckpt_<step>.pth of a run folder, by step."""
+    found = [path for path in Path(folder).glob("ckpt_*.pth") if path.stem[5:].isdigit()]
+    return sorted(found, key=lambda path: int(path.stem[5:]))
+
+
+def find_run(out, model=None):
+    """The run folder under `out` whose newest checkpoint is the newest, of `model` if one is given.
+
+    Fails where there is none.
+    """
+    runs = []
+    for record in Path(out).glob("*/args.json"):
+        try:
+            saved = json.loads(record.read_text())["model"]
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+        checkpoints = find_checkpoints(record.parent)
+        if checkpoints and model in (None, saved):
+            runs.append((checkpoints[-1].stat().st_mtime, record.parent))
+    if not runs:
+        fail(f"no {model + ' ' if model else ''}run with a checkpoint in {out}/")
+    return max(runs)[1]
+
+
+def find_resume(resume, out, name, model):
+    """The checkpoint that --resume names: a file, a run folder's newest, or `latest`."""
+    path = Path(resume)
+    if resume == "latest":
+        path = out / name if name else find_run(out, model)
+    if path.is_dir():
+        checkpoints = find_checkpoints(path)
+        if not checkpoints:
+            fail(f"{path} has no checkpoint")
+        return checkpoints[-1]
+    return path
+
+
+def read_checkpoint(path):
+    """The dict that save_checkpoint wrote, tensors on the CPU, with `path` and `published` added.
+
+    The files of the published FastGAN code (N.pth, all_N.pth) come out in the same form, with
+    published=True: their batch-norm statistics are not the averaged weights' own.
+    Fails, in one line, on any file that is not a whole checkpoint.
+    """
+    path = Path(path)
+    try:
+        # weights_only: a pickle that would run code is refused unread.
+        saved = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        fail(f"no checkpoint at {path}")
+    except OSError as error:
+        fail(f"{path} cannot be read: {error.strerror}")
+    except Exception as error:  # a damaged pickle may raise anything
+        fail(f"{path} is not a checkpoint, or a damaged one ({type(error).__name__})")
+    if isinstance(saved, dict) and {"g", "d"} <= set(saved):
+        saved = from_published(saved, path)
+    elif not isinstance(saved, dict) or not isinstance(saved.get("format"), int):
+        fail(f"{path} holds no checkpoint of this project, nor one of the published FastGAN")
+    elif saved["format"] > FORMAT:
+        fail(f"{path} has format {saved['format']}; this version reads up to {FORMAT}")
+    elif saved.pop("sha256", None) != digest(saved):
+        fail(f"{path} is damaged: its contents do not match their checksum")
+    return {"published": False, **saved, "path": path}
+
+
+def from_published(saved, path):
+    """A published FastGAN file, {g, d} or {g, d, g_ema, opt_g, opt_d}, in this project's form."""
+    try:
+        g, d = ({name.removeprefix("module."): value for name, value in saved[key].items()}
+                for key in "gd")
+        sizes = [int(name[5:].split(".")[0]) for name in g if name.startswith("feat_")]
+        z_dim = g["init.init.0.weight_orig"].shape[0]
+        features = len(g["feat_128.3.weight"]) // 2
+        config = {"image_size": max(sizes), "z_dim": z_dim, "features": features}
+        averaged = dict(g)
+        if "g_ema" in saved:
+            buffers = ("weight_u", "weight_v", "running_mean", "running_var", "num_batches_tracked")
+            names = [name for name in g if not name.endswith(buffers)]
+            averaged.update(zip(names, saved["g_ema"], strict=True))
+    except (AttributeError, KeyError, TypeError, ValueError, IndexError) as error:
+        fail(f"{path} is not a FastGAN checkpoint ({type(error).__name__}: {error})")
+    step = re.search(r"\d+", path.stem)
+    optimizers = {"generator": saved.get("opt_g"), "discriminator": saved.get("opt_d")}
+    args = {"size": config["image_size"], "z_dim": z_dim, "features": features}
+    return {"model": "fastgan", "config": config, "args": args,
+            "step": int(step.group()) if step else 0,
+            "networks": {"generator": g, "discriminator": d}, "averaged": averaged,
+            "optimizers": optimizers if saved.get("opt_g") else None, "published": True}
+
+
+def load_weights(network, state, path):
+    """Loads a state dict, or fails in one line if it is another network's."""
+    try:
+        network.load_state_dict(state)
+    except (RuntimeError, AttributeError, TypeError) as error:
+        fail(f"{path}: weights of another network ({str(error).splitlines()[-1].strip()})")
+    return network
