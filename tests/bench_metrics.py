@@ -1,0 +1,178 @@
+"""One table: each metric beside its reference implementation, on the same images, in one run.
+
+    python tests/bench_metrics.py                      # data/bedroom if it is there, else drawn
+    python tests/bench_metrics.py --data DIR --size 256 --threads 2
+
+Networks have the same seeded random weights on both sides. Peak is the memory of the whole
+process while ours runs. The reference of LPIPS, the module pair by pair, is timed on a sample
+of pairs and scaled to all of them; its rows are marked with ~.
+"""
+
+import argparse
+import contextlib
+import io
+import sys
+import time
+import warnings
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import prdc
+import pytorch_fid.fid_score
+import pytorch_fid.inception
+import sklearn.decomposition
+import sklearn.metrics.pairwise
+import sklearn.neighbors
+import torch
+import torch.nn.functional as F
+from cleanfid.resize import build_resizer
+from PIL import Image
+from torch_fidelity.metric_kid import kid_features_to_metric
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import metrics
+
+SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
+
+
+def photos(folder, size):
+    files = sorted(f for f in folder.iterdir() if f.suffix.lower() in SUFFIXES)
+    images = (Image.open(f).convert("RGB").resize((size, size), Image.BICUBIC) for f in files)
+    images = torch.from_numpy(np.stack([np.asarray(image) for image in images]))
+    return images.permute(0, 3, 1, 2).contiguous()  # as pytorch-fid's ToTensor lays them out
+
+
+def drawn(n, size, seed):
+    coarse = torch.rand(n, 3, 9, 9, generator=torch.Generator().manual_seed(seed)) * 255
+    return F.interpolate(coarse, size=(size, size), mode="bicubic").clamp(0, 255).byte()
+
+
+def peak_mb():
+    """Peak memory since the last reset, on Linux; 0 elsewhere."""
+    with contextlib.suppress(OSError):
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) / 1024
+    return 0.0
+
+
+def timed(function, repeats):
+    """Result and median seconds; one untimed call first if there are several."""
+    seconds = []
+    for _ in range(repeats + (repeats > 1)):
+        start = time.perf_counter()
+        with contextlib.redirect_stdout(io.StringIO()), torch.inference_mode():
+            result = function()
+        seconds.append(time.perf_counter() - start)
+    return result, float(np.median(seconds[-repeats:]))
+
+
+def row(name, ours, reference, repeats=3, reference_repeats=1, scale=1.0, relative=True):
+    """Time both and print a line. reference runs 1 / scale of the work and is compared alone."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")  # resets the peak
+    result, seconds = timed(ours, repeats)
+    peak = peak_mb()
+    expected, reference_seconds = timed(reference, reference_repeats)
+    reference_seconds *= scale
+    expected = np.asarray(expected, dtype=float)
+    got = np.asarray(result, dtype=float)[tuple(slice(n) for n in expected.shape)]
+    difference = np.abs(got - expected).max() / (np.abs(expected).max() if relative else 1)
+    approximately = "~" if scale != 1 else ""
+    print(f"| {name} | {seconds:.4g} | {approximately}{reference_seconds:.4g} | "
+          f"{approximately}{reference_seconds / seconds:.3g} | "
+          f"{difference:.1e} {'rel' if relative else 'abs'} | {peak:,.0f} MB |", flush=True)
+    return result
+
+
+def gaussian_pair(n, d=2048):
+    generator = torch.Generator().manual_seed(n)
+    return torch.randn(n, d, generator=generator), torch.randn(n, d, generator=generator) + 0.1
+
+
+def pytorch_fid_distance(x, y):
+    x, y = x.double().numpy(), y.double().numpy()
+    return pytorch_fid.fid_score.calculate_frechet_distance(
+        x.mean(0), np.cov(x, rowvar=False), y.mean(0), np.cov(y, rowvar=False))
+
+
+def main(args):
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(args.threads)
+    if args.data.is_dir():
+        x, y = photos(args.data / "train", args.size), photos(args.data / "val", args.size)
+    else:
+        x, y = drawn(args.n, args.size, 0), drawn(args.n, args.size, 1)
+    print(f"{len(x)} and {len(y)} images of {args.size}x{args.size} from "
+          f"{args.data if args.data.is_dir() else 'drawings'}, torch {torch.__version__}, "
+          f"{args.threads} threads, seeded random weights\n")
+    print("| metric, against its reference | ours s | reference s | ratio | difference | peak |\n"
+          "| --- | ---: | ---: | ---: | ---: | ---: |")
+
+    network = metrics.inception_network("random")
+    state = metrics._network("inception", metrics._fid_inception, "random").state_dict()
+    pytorch_fid.inception.load_state_dict_from_url = lambda *_, **__: state
+    reference = pytorch_fid.inception.InceptionV3([3]).eval()
+    some = x[: args.images]
+    row(f"Inception features of {len(some)}, pytorch-fid",
+        lambda: metrics.features(some, network),
+        lambda: torch.cat([reference(b / 255)[0] for b in some.split(32)])[:, :, 0, 0],
+        reference_repeats=3)
+    resize = build_resizer("clean")
+    row(f"clean resize of {len(some)}, clean-fid (of 255)",
+        lambda: torch.cat([metrics._prepare_clean_fid(b.float()) for b in some.split(32)]) * 128,
+        lambda: np.stack([resize(i).transpose(2, 0, 1) for i in some.permute(0, 2, 3, 1).numpy()])
+        - 128, reference_repeats=3, relative=False)
+
+    a, b = metrics.features(x, network), metrics.features(y, network)
+    row(f"Frechet distance {len(a)} x {len(b)}, pytorch-fid",
+        lambda: metrics.frechet_distance(a, b), lambda: pytorch_fid_distance(a, b))
+    for n in (331, 2048, 5000):
+        p, q = gaussian_pair(n)
+        row(f"Frechet distance {n:,} Gaussian, pytorch-fid",
+            partial(metrics.frechet_distance, p, q), partial(pytorch_fid_distance, p, q),
+            repeats=3 if n < 1000 else 1)
+    size = min(len(a), len(b))
+    kid = {"kid_subsets": 100, "kid_subset_size": size // 2, "rng_seed": 0, "verbose": False}
+    row(f"kernel distance, 100 subsets of {size // 2}, torch-fidelity",
+        lambda: metrics.kernel_distance(a, b, 100, size // 2),
+        lambda: tuple(kid_features_to_metric(a.double(), b.double(), **kid).values()))
+    row("precision, recall, density, coverage, prdc",
+        lambda: list(metrics.precision_recall_density_coverage(a, b).values()),
+        lambda: list(prdc.compute_prdc(a.numpy(), b.numpy(), 5).values()), reference_repeats=3)
+    row("cosine distances, scikit-learn", lambda: metrics.pairwise_cosine(a, b),
+        lambda: sklearn.metrics.pairwise.cosine_distances(a.double(), b.double()),
+        reference_repeats=3, relative=False)
+    model = sklearn.neighbors.NearestNeighbors(n_neighbors=4, metric="cosine")
+    row("4 nearest neighbours, scikit-learn", lambda: metrics.nearest_neighbors(b, a, 4)[1],
+        lambda: model.fit(a.double().numpy()).kneighbors(b.double().numpy())[1],
+        reference_repeats=3, relative=False)
+    row("PCA, scikit-learn (explained share)", lambda: metrics.principal_components(a).explained,
+        lambda: sklearn.decomposition.PCA(2, svd_solver="full").fit(
+            a.double().numpy()).explained_variance_ratio_, reference_repeats=3)
+
+    for net in ("alex", "squeeze", "vgg")[: args.lpips]:
+        module = metrics.lpips_network(net, "random")
+        rows, columns = 3, 4
+
+        def pair_by_pair(module=module, rows=rows, columns=columns):
+            p, q = x[:rows] / 127.5 - 1, y[:columns] / 127.5 - 1
+            return torch.stack([torch.cat([module(i[None], j[None]).flatten() for j in q])
+                                for i in p])
+
+        row(f"LPIPS {net} {len(x)} x {len(y)}, pair by pair",
+            partial(metrics.pairwise_lpips, x, y, module), pair_by_pair, repeats=1,
+            scale=len(x) * len(y) / (rows * columns), relative=False)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, default=Path("data/bedroom"),
+                        help="folder with train/ and val/ (default: %(default)s)")
+    parser.add_argument("--size", type=int, default=256)
+    parser.add_argument("--n", type=int, default=268, help="drawn images a side without data")
+    parser.add_argument("--images", type=int, default=64, help="images to time Inception on")
+    parser.add_argument("--lpips", type=int, default=1, choices=(1, 2, 3),
+                        help="how many of alex, squeeze, vgg")
+    parser.add_argument("--threads", type=int, default=2)
+    main(parser.parse_args())
