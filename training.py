@@ -21,11 +21,11 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
 import torch
-import torchvision
 from PIL import Image, ImageOps
 from torch.nn import functional as F
 from tqdm import tqdm
@@ -381,10 +381,13 @@ def to_uint8(images):
 
 
 def save_grid(images, path, columns=8):
-    """A PNG of images (n, 3, h, w) in [-1, 1], row by row."""
-    grid = torchvision.utils.make_grid(to_uint8(images.cpu()), nrow=columns, padding=2)
+    """A PNG of images (n, 3, h, w) in [-1, 1], row by row, a black line around each."""
+    images = F.pad(to_uint8(images.cpu()), (2, 2, 2, 2))
+    blank = -len(images) % columns
+    images = torch.cat([images, images.new_zeros(blank, *images.shape[1:])])
+    rows = [torch.cat(list(row), dim=2) for row in images.split(columns)]
     with replacing(path) as file:
-        Image.fromarray(grid.permute(1, 2, 0).numpy()).save(file, format="PNG")
+        Image.fromarray(torch.cat(rows, dim=1).permute(1, 2, 0).numpy()).save(file, format="PNG")
 
 
 # ---------------------------------------------------------------------------------------------
@@ -416,8 +419,9 @@ def git_commit():
 
 def versions():
     """Of what the numbers depend on."""
-    return {"python": platform.python_version(), "torch": torch.__version__,
-            "torchvision": torchvision.__version__, "numpy": np.__version__}
+    packages = ("torch", "torchvision", "numpy", "Pillow", "lpips")
+    found = {name: metadata.version(name) for name in packages}
+    return {"python": platform.python_version(), **found}
 
 
 def open_run(args, model, checkpoint):

@@ -17,7 +17,8 @@ def script():
 
     def run(name, *arguments, **options):
         command = [sys.executable, str(ROOT / name), *map(str, arguments)]
-        environment = {**os.environ, **options.pop("env", {})}
+        # One thread: on images this small the second would only wait for the first.
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", **options.pop("env", {})}
         return subprocess.run(command, capture_output=True, text=True, timeout=300,
                               env=environment, **options)
 

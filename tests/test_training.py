@@ -259,7 +259,9 @@ def test_grid_shows_images_row_by_row(tmp_path):
     images = torch.stack([torch.full((3, 4, 4), value) for value in (-1.0, 0.0, 1.0)])
     training.save_grid(images, tmp_path / "grid.png", columns=2)
     grid = np.asarray(Image.open(tmp_path / "grid.png"))
-    assert grid[4, 4, 0] == 0 and grid[4, 10, 0] == 128 and grid[10, 4, 0] == 255
+    assert grid.shape == (16, 16, 3)
+    assert grid[4, 4, 0] == 0 and grid[4, 12, 0] == 128 and grid[12, 4, 0] == 255
+    assert grid[12, 12, 0] == 0 == grid[0, 12, 0]
 
 
 def test_nearest_shrinking_takes_every_second_pixel():

@@ -1,0 +1,44 @@
+"""FastGAN's step as the published code does it: the reference of a test and of a benchmark.
+
+float32, nothing spared: D's gradients flow in G's step too and are thrown away, the average is
+kept tensor by tensor, and shrinking, quadrants and losses are spelled out.
+"""
+
+import torch
+
+import training
+
+
+def published_l1(x, y):
+    return (x - y).abs().flatten(1).mean(1).sum()
+
+
+def published_step(g, d, adam_g, adam_d, average, decay, real, distance):
+    """One iteration on photos in [-1, 1]; changes the networks and `average` (a list)."""
+    policy = ["color", "translation"]
+    z, part = torch.randn(len(real), g.z_dim), int(torch.randint(4, ()))
+    real = training.diff_augment(real, policy)
+    big, small = g(z)
+    big, small = training.diff_augment(big, policy), training.diff_augment(small, policy)
+
+    d.zero_grad()
+    half, stride = real.shape[-1] // 2, real.shape[-1] // 128
+    shrunk = real[:, :, ::stride, ::stride]
+    top, left = part // 2 * half, part % 2 * half
+    crop = real[:, :, top : top + half, left : left + half]
+    crop = crop[:, :, :: stride // 2, :: stride // 2]
+    logits, maps = d(real, shrunk)
+    whole, whole_small, quarter = d.reconstruct(maps, part)
+    loss = distance(whole, shrunk) + distance(whole_small, shrunk) + distance(quarter, crop)
+    margin = 0.8 + 0.2 * torch.rand(logits.shape)
+    (loss + (margin - logits).clamp(min=0).mean()).backward()
+    logits, _ = d(big.detach(), small.detach())
+    margin = 0.8 + 0.2 * torch.rand(logits.shape)
+    (margin + logits).clamp(min=0).mean().backward()
+    adam_d.step()
+
+    g.zero_grad()
+    (-d(big, small)[0].mean()).backward()
+    adam_g.step()
+    for a, p in zip(average, g.parameters(), strict=True):
+        a.mul_(decay).add_((1 - decay) * p.data)
