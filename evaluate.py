@@ -331,9 +331,6 @@ def main(args):
         columns = checkpoint_columns(args)
         data = args.data or columns[0].source.get("args", {}).get("data") or "data/bedroom"
     size = args.size or min(column.size for column in columns)
-    networks = load_networks(args, device)
-    distances = {"cosine": ("resnet", metrics.pairwise_cosine),
-                 "lpips": ("lpips", lambda x, y: metrics.pairwise_lpips(x, y, networks.lpips))}
     train, validation = (training.load_images(data, split, size)[0] for split in ("train", "val"))
     names = [path.name for path in training.split_files(data, "train")]
 
@@ -344,6 +341,9 @@ def main(args):
         training.fail(f"sets of {n} are too small to compare; at least 2 images each")
     if args.show and max(args.show) >= n:
         training.fail(f"--show {max(args.show)}: the samples are 0 to {n - 1}")
+    networks = load_networks(args, device)
+    distances = {"cosine": ("resnet", metrics.pairwise_cosine),
+                 "lpips": ("lpips", lambda x, y: metrics.pairwise_lpips(x, y, networks.lpips))}
     out = Path(args.out or columns[0].home / "eval")
     try:
         out.mkdir(parents=True, exist_ok=True)

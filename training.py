@@ -162,7 +162,7 @@ def make_demo_data(folder):
     """Draws the demo scenes where they are missing, by prepare_data.py."""
     if not (Path(folder) / "manifest.csv").exists():
         script = Path(__file__).with_name("prepare_data.py")
-        command = [sys.executable, script, "--demo", "128", "--out", folder]
+        command = [sys.executable, script, "--demo", "64", "--out", folder]
         if subprocess.run(command).returncode:
             fail(f"the demo scenes could not be drawn into {folder}")
 
@@ -182,7 +182,7 @@ def split_files(data, split):
     """The files of data/<split>/ ("train" or "val"), or of `data` itself for a plain folder."""
     data = Path(data)
     if not data.is_dir():
-        fail(f"{data} is not a folder; prepare_data.py makes one (--demo 128 needs no photos)")
+        fail(f"{data} is not a folder; prepare_data.py makes one (--demo 64 needs no photos)")
     folder = data / split
     if not folder.is_dir():
         if split != "train" or (data / "manifest.csv").exists():

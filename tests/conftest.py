@@ -1,11 +1,16 @@
 """What several tests need: running a script as its user does, and a few drawn bedrooms."""
 
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
 
-import pytest
+# Before torch is imported, here or in a script that a test runs: on images as small as the tests'
+# a second thread only waits for the first.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import pytest  # noqa: E402
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
@@ -17,22 +22,31 @@ def script():
 
     def run(name, *arguments, **options):
         command = [sys.executable, str(ROOT / name), *map(str, arguments)]
-        # One thread: on images this small the second would only wait for the first.
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", **options.pop("env", {})}
+        environment = {**os.environ, **options.pop("env", {})}
         return subprocess.run(command, capture_output=True, text=True, timeout=300,
                               env=environment, **options)
 
     return run
 
 
-@pytest.fixture(scope="session")
-def refused(script):
-    """The same for input that must be refused, by one line on stderr and exit code 2: that line."""
+@pytest.fixture
+def refused(monkeypatch, capfd):
+    """Input that must be refused by one line on stderr and exit code 2: returns that line.
 
-    def run(name, *arguments, **options):
-        done = script(name, *arguments, **options)
-        lines = done.stderr.splitlines()
-        assert done.returncode == 2 and len(lines) == 1, (done.returncode, done.stderr)
+    The script runs as __main__ in this process, which spares the imports for each of many cases.
+    """
+
+    def run(name, *arguments, cwd=ROOT, env=()):
+        with monkeypatch.context() as patch:
+            patch.chdir(cwd)
+            patch.setattr(sys, "argv", [str(ROOT / name), *map(str, arguments)])
+            for key, value in dict(env).items():
+                patch.setenv(key, value)
+            capfd.readouterr()
+            with pytest.raises(SystemExit) as stop:
+                runpy.run_path(str(ROOT / name), run_name="__main__")
+        lines = capfd.readouterr().err.splitlines()
+        assert stop.value.code == 2 and len(lines) == 1, (arguments, stop.value.code, lines)
         return lines[0]
 
     return run

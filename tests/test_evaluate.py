@@ -123,7 +123,7 @@ def test_published_checkpoints_are_sampled_by_statistics_of_their_own(tmp_path):
     assert (images.int() - expected.int()).abs().max() <= 1
 
 
-def test_bad_input(refused, script, run, bedrooms, tmp_path):
+def test_bad_input(refused, run, bedrooms, tmp_path):
     mixed, text, alone = tmp_path / "mixed", tmp_path / "text", tmp_path / "alone"
     for folder in (mixed, text, alone):
         folder.mkdir()
