@@ -15,7 +15,6 @@ import io
 import json
 import re
 from collections import Counter
-from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -345,10 +344,7 @@ def main(args):
     distances = {"cosine": ("resnet", metrics.pairwise_cosine),
                  "lpips": ("lpips", lambda x, y: metrics.pairwise_lpips(x, y, networks.lpips))}
     out = Path(args.out or columns[0].home / "eval")
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        training.fail(f"{out}: {error.strerror}")
+    out.mkdir(parents=True, exist_ok=True)
     note = RANDOM if args.weights == "random" else None
     caption = f"{n} images a set at {size}×{size}, seed {args.seed}" + (f"; {note}" if note else "")
 
@@ -419,7 +415,7 @@ if __name__ == "__main__":
     group.add_argument("--n", type=training.count, help="images a set (default: training photos)")
     group.add_argument("--size", type=training.count, help="compare at this size (default: the "
                        "smallest size among what is judged)")
-    group.add_argument("--seed", type=training.whole, default=0, help="of latents and subsets")
+    group.add_argument("--seed", type=training.seed, default=0, help="of latents and subsets")
     group.add_argument("--weights", choices=["pretrained", "random"], default="pretrained",
                        help="of the feature networks; random needs no download but gives numbers "
                        "comparable only with each other")
@@ -432,8 +428,8 @@ if __name__ == "__main__":
     group.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
     group = parser.add_argument_group("what to write")
     group.add_argument("--out", help="folder (default: eval/ beside what is judged)")
-    group.add_argument("--show", type=training.whole, nargs="+", metavar="I",
+    group.add_argument("--show", type=training.seed, nargs="+", metavar="I",
                        help="samples in the neighbour figures (default: the four nearest ones)")
     group.add_argument("--save-samples", metavar="DIR", help="also write the samples as PNG files")
-    with suppress(BrokenPipeError):
+    with training.system_errors():
         main(parser.parse_args())

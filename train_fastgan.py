@@ -225,4 +225,5 @@ if __name__ == "__main__":
                        help="the decoders' loss; l1 needs no pretrained weights")
     group.add_argument("--augment", type=augmentation, default="color,translation",
                        help="DiffAugment: color, translation, both or none")
-    main(*training.parse_arguments(parser, "fastgan", DEMO))
+    with training.system_errors():
+        main(*training.parse_arguments(parser, "fastgan", DEMO))

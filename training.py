@@ -46,6 +46,15 @@ def fail(message):
     sys.exit(2)
 
 
+@contextlib.contextmanager
+def system_errors():
+    """A full disk, a folder that can't be written and their like end the script in one line."""
+    try:
+        yield
+    except OSError as error:
+        fail(f"{error.filename or ''} {error.strerror or error}")
+
+
 class Parser(argparse.ArgumentParser):
     """An ArgumentParser that shows defaults and whose errors are one line."""
 
@@ -60,28 +69,21 @@ class Parser(argparse.ArgumentParser):
         fail(message)
 
 
-def count(text):
-    """A whole number above zero."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not above zero")
-    return value
+def number(kind, low, high=math.inf):
+    """An argparse type: an int or float in [low, high); NaN is in no interval."""
+
+    def parse(text):
+        value = kind(text)
+        if not low <= value < high:
+            raise argparse.ArgumentTypeError(f"{text} is not in [{low}, {high})")
+        return value
+
+    return parse
 
 
-def whole(text):
-    """A whole number from zero up, below 2^63."""
-    value = int(text)
-    if not 0 <= value < 2**63:
-        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 2^63")
-    return value
-
-
-def positive(text):
-    """A finite number above zero."""
-    value = float(text)
-    if not (math.isfinite(value) and value > 0):
-        raise argparse.ArgumentTypeError(f"{text} is not a finite number above zero")
-    return value
+count = number(int, 1)
+seed = number(int, 0, 2**63)
+positive = number(float, sys.float_info.min)
 
 
 def add_common_arguments(parser, *, size, batch_size, lr, ckpt_every, sample_every, log_every):
@@ -91,7 +93,7 @@ def add_common_arguments(parser, *, size, batch_size, lr, ckpt_every, sample_eve
     group.add_argument("--size", type=count, default=size, help="image side, pixels")
     group.add_argument("--batch-size", type=count, default=batch_size, help="images a step")
     group.add_argument("--lr", type=positive, default=lr, help="Adam's learning rate")
-    group.add_argument("--seed", type=whole, default=0, help="of every random draw")
+    group.add_argument("--seed", type=seed, default=0, help="of every random draw")
     group.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
     group.add_argument("--demo", action="store_true", help="small and quick, on drawn scenes")
     group = parser.add_argument_group("run folder")

@@ -146,7 +146,7 @@ def test_bad_input(refused, run, bedrooms, tmp_path):
         (["--run", run, *random, "--data", tmp_path / "none"], "is not a folder"),
         (["--run", run, *random, "--data", mixed], "has no val/"),
         (["--run", run, *random, "--n", 1], "at least 2"),
-        (["--run", run, *random, "--n", 0], "above zero"),
+        (["--run", run, *random, "--n", 0], "not in [1, inf)"),
         (["--run", run, *random, "--show", 99], "0 to 5"),
         (["--run", run, "--data", bedrooms], "--weights random"),
     ]

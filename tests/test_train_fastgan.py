@@ -208,7 +208,11 @@ def test_bad_input(refused, bedrooms, whole_run, tmp_path):
     cases = [
         ([*base, "--size", 300], "256, 512 or 1024"),
         ([*base, "--lr", "nan"], "nan"),
-        ([*base, "--batch-size", 0], "0"),
+        ([*base, "--lr", "inf"], "not in"),
+        ([*base, "--batch-size", 0], "not in [1, inf)"),
+        ([*base, "--seed", -1], "not in [0"),
+        ([*base, "--iters", "many"], "many"),
+        ([*base, "--out", "/proc/nowhere"], "/proc"),
         ([*base, "--augment", "colour"], "colour"),
         ([*base, "--device", "cuda:77"], "--device cpu"),
         ([*base, "--data", tmp_path / "none"], "none is not a folder"),
