@@ -236,8 +236,9 @@ def judge_real(train, validation, distances):
 
 
 def cell(row, value):
-    """A number as the table shows it: FID with one decimal, shares with two, dashes for none."""
-    return "–" if value is None else f"{value:.1f}" if row.startswith("fid") else f"{value:.2f}"
+    """A number as the table shows it: FID with one decimal, shares with two, a dash for none."""
+    digits = 1 if row.startswith("fid") else 2
+    return "–" if value is None else f"{round(value, digits) + 0:.{digits}f}"  # never -0.00
 
 
 def table_cells(results):
@@ -297,12 +298,12 @@ def pca_figure(plt, pca, panels, title, path):
     """Panels of two embedding sets each on the axes of the training photos' components."""
     figure, axes = plt.subplots(1, len(panels), figsize=(6 * len(panels), 5), squeeze=False,
                                 sharex=True, sharey=True, layout="constrained")
-    first, second = (f"{100 * share:.1f}%" for share in pca.explained)
+    explained = " + ".join(f"{100 * share:.1f}%" for share in pca.explained)
     for axis, (subtitle, sets) in zip(axes[0], panels, strict=True):
         for (label, embeddings), marker in zip(sets.items(), "ox", strict=True):
             axis.scatter(*pca.project(embeddings).T, s=16, marker=marker, label=label, alpha=0.7)
-        axis.set(title=subtitle, xlabel=f"component 1 ({first} of the variance)",
-                 ylabel=f"component 2 ({second})")
+        axis.set(title=f"{subtitle}, variance {explained}", xlabel="component 1",
+                 ylabel="component 2")
         axis.legend()
     figure.suptitle(title, fontsize=10)
     save_figure(figure, path)
