@@ -85,6 +85,8 @@ def checkpoint_columns(args):
         checkpoint = training.read_checkpoint(path)
         if checkpoint["model"] not in GENERATORS:
             training.fail(f"{path}: unknown model {checkpoint['model']}")
+        for unused in ("networks", "optimizers"):  # most of its memory
+            checkpoint.pop(unused)
         name = f"{checkpoint['model']} {checkpoint['step']}"
         columns.append(
             Column(name, path.parent, checkpoint["config"]["image_size"], checkpoint))

@@ -163,8 +163,7 @@ def main(args, checkpoint):
     print(f"{len(images)} photos at {args.size}×{args.size} on {device}; run folder {folder}")
     fixed = training.latents(args.seed, range(16), args.z_dim).to(device)
 
-    def save(step):
-        averaged = training.averaged_generator(generator, average)
+    def save(step, averaged):
         return training.save_checkpoint(folder, {
             "model": "fastgan", "config": config, "step": step, "args": vars(args),
             "networks": {name: network.state_dict() for name, network in networks.items()},
@@ -196,14 +195,16 @@ def main(args, checkpoint):
             bar.set_postfix({name: f"{loss:.3f}" for name, loss in row.items()})
             totals.zero_()
             logged = step
-        if step % args.sample_every == 0 or step == args.iters:
+        sample_due = step % args.sample_every == 0 or step == args.iters
+        if sample_due or checkpoint_due:
             averaged = training.averaged_generator(generator, average)
+        if sample_due:
             training.save_grid(averaged(fixed)[0], folder / f"samples_{step:06d}.png")
             save_reconstructions(discriminator, images,
                                  folder / f"reconstructions_{step:06d}.png", device)
             training.plot_losses(folder)
         if checkpoint_due:
-            path = save(step)
+            path = save(step, averaged)
         if stop:
             break
     bar.close()

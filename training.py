@@ -351,7 +351,7 @@ def averaged_generator(generator, average):
     with torch.no_grad():
         for parameter, value in zip(averaged.parameters(), average, strict=True):
             parameter.copy_(value)
-    return estimate_batch_norm(averaged)
+    return estimate_batch_norm(averaged).requires_grad_(False)
 
 
 def estimate_batch_norm(generator, batches=8, batch_size=16):

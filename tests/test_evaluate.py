@@ -28,7 +28,7 @@ def write_checkpoint(folder, step, size=256, seed=0):
     (folder / "args.json").write_text('{"model": "fastgan"}')
     return training.save_checkpoint(folder, {
         "model": "fastgan", "config": config, "step": step, "averaged": averaged,
-        "networks": {"generator": generator.state_dict()}})
+        "networks": {"generator": generator.state_dict()}, "optimizers": None})
 
 
 @pytest.fixture(scope="module")
