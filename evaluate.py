@@ -14,6 +14,7 @@ import csv
 import io
 import json
 import re
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
@@ -40,6 +41,14 @@ ROWS = {
     "aa_test_lpips": "AA test, LPIPS",
     "privacy_loss_lpips": "privacy loss, LPIPS",
 }
+STUDY = [  # 331 images a set at 1024×1024; published, not ours
+    {"name": "study REAL", "aa_train": 0.55, "fid_validation": 63},
+    *({"name": f"study {steps}", "aa_train": aa_train, "aa_test": aa_test, "privacy_loss": privacy,
+       "fid_train": fid_train, "fid_validation": fid_validation}
+      for steps, aa_train, aa_test, privacy, fid_train, fid_validation in [
+          ("10K", 0.91, 0.91, 0.00, 89, 87), ("50K", 0.86, 0.85, -0.01, 76, 74),
+          ("100K", 0.86, 0.84, -0.02, 79, 78), ("150K", 0.86, 0.85, -0.01, 77, 77)]),
+]
 
 
 class Column(NamedTuple):
@@ -86,13 +95,25 @@ def checkpoint_columns(args):
         if checkpoint["model"] not in GENERATORS:
             training.fail(f"{path}: unknown model {checkpoint['model']}")
         for unused in ("networks", "optimizers"):  # most of its memory
-            checkpoint.pop(unused)
+            checkpoint.pop(unused, None)
         name = f"{checkpoint['model']} {checkpoint['step']}"
         columns.append(
             Column(name, path.parent, checkpoint["config"]["image_size"], checkpoint))
-    names = Counter(column.name for column in columns)
-    return [column._replace(name=f"{column.home.name} {column.name}")
-            if names[column.name] > 1 else column for column in columns]
+    return columns
+
+
+def unique_names(columns):
+    """The columns, those of one name told apart by their folders, and then by numbers."""
+    names = Counter(slug(column.name) for column in columns)
+    columns = [column._replace(name=f"{column.home.resolve().parts[-1]} {column.name}")
+               if isinstance(column.source, dict) and names[slug(column.name)] > 1 else column
+               for column in columns]
+    seen, unique = Counter(), []
+    for column in columns:
+        seen[slug(column.name)] += 1
+        number = seen[slug(column.name)]
+        unique.append(column._replace(name=f"{column.name} ({number})") if number > 1 else column)
+    return unique
 
 
 def folder_column(folder, size):
@@ -112,6 +133,15 @@ def folder_column(folder, size):
         training.fail(f"images of several sizes ({a} is {one[0]}×{one[1]}, {b.name} "
                       f"{other[0]}×{other[1]}); --size N brings all to one")
     return Column(Path(folder).resolve().name, Path(folder), min(next(iter(sizes))), files)
+
+
+def common_data(columns):
+    """The data folder that the columns' checkpoints were trained on; data/bedroom for others."""
+    folders = {column.source.get("args", {}).get("data", "data/bedroom")
+               if isinstance(column.source, dict) else "data/bedroom" for column in columns}
+    if len(folders) > 1:
+        training.fail(f"trained on different data ({', '.join(sorted(folders))}): choose by --data")
+    return folders.pop()
 
 
 # ---------------------------------------------------------------------------------------------
@@ -172,9 +202,7 @@ def column_images(column, n, size, args, device):
 
 
 def save_samples(images, folder):
-    """PNG files 00000.png, ... in a new folder."""
-    if folder.exists() and any(folder.iterdir()):
-        training.fail(f"--save-samples: {folder} is not empty")
+    """PNG files 00000.png, ... in a folder."""
     folder.mkdir(parents=True, exist_ok=True)
     for i, image in enumerate(images):
         Image.fromarray(image.permute(1, 2, 0).numpy()).save(folder / f"{i:05d}.png")
@@ -200,7 +228,7 @@ def load_networks(args, device):
 
 def extract(images, networks, lpips_size, name):
     """The Features of uint8 images."""
-    small = resized(images, min(lpips_size, images.shape[2]))
+    small = resized(images, max(64, min(lpips_size, images.shape[2])))  # AlexNet needs 35
     with tqdm(total=3 * len(images), desc=f"features of {name}", unit="img", disable=None,
               leave=False) as bar:
         return Features(metrics.features(images, networks.inception, progress=bar.update),
@@ -328,12 +356,17 @@ def main(args):
     device = training.choose_device(args.device)
     if args.samples:
         columns = [folder_column(folder, args.size) for folder in args.samples]
-        data = args.data or "data/bedroom"
     else:
         columns = checkpoint_columns(args)
-        data = args.data or columns[0].source.get("args", {}).get("data") or "data/bedroom"
+    columns = unique_names(columns)
+    data = args.data or common_data(columns)
     size = args.size or min(column.size for column in columns)
-    train, validation = (training.load_images(data, split, size)[0] for split in ("train", "val"))
+    if args.save_samples:
+        for folder in [Path(args.save_samples) / slug(column.name) for column in columns]:
+            if folder.exists() and any(folder.iterdir()):
+                training.fail(f"--save-samples: {folder} is not empty")
+    train, fingerprint = training.load_images(data, "train", size)
+    validation, _ = training.load_images(data, "val", size)
     names = [path.name for path in training.split_files(data, "train")]
 
     counts = [len(train), len(validation), args.n or len(train)]
@@ -348,8 +381,14 @@ def main(args):
                  "lpips": ("lpips", lambda x, y: metrics.pairwise_lpips(x, y, networks.lpips))}
     out = Path(args.out or columns[0].home / "eval")
     out.mkdir(parents=True, exist_ok=True)
+    for column in columns:
+        trained_on = column.source.get("data") if isinstance(column.source, dict) else None
+        if column.size == size and trained_on not in (None, fingerprint):
+            print(f"warning: {column.name} was trained on other photos than {data}/train: "
+                  "its train rows and privacy loss say nothing of copying", file=sys.stderr)
     note = RANDOM if args.weights == "random" else None
-    caption = f"{n} images a set at {size}×{size}, seed {args.seed}" + (f"; {note}" if note else "")
+    caption = f"{Path(data).resolve().name}, {n} images a set at {size}×{size}, seed {args.seed}"
+    caption += f"; {note}" if note else ""
 
     # Sets are compared at equal size, but neighbours are looked for among all training photos.
     all_train = extract(train, networks, args.lpips_size, "train")
@@ -388,11 +427,15 @@ def main(args):
                 "weights": args.weights, "note": note, "resize": args.resize,
                 "lpips": args.lpips, "lpips_size": min(args.lpips_size, size),
                 "versions": training.versions()}
+    if args.study:
+        results += [{**column, "n": 331, "published": True} for column in STUDY]
     cells = table_cells(results)
     text = io.StringIO()
-    writer = csv.DictWriter(text, ["name", "n", *ROWS, "note"], lineterminator="\n")
+    writer = csv.DictWriter(text, ["name", "n", *ROWS, "note"], lineterminator="\n",
+                            extrasaction="ignore")
     writer.writeheader()
-    writer.writerows({**result, "note": note} for result in results)
+    writer.writerows({"note": "published" if "published" in result else note, **result}
+                     for result in results)
     written = {"metrics.json": json.dumps({"settings": settings, "columns": results}, indent=1),
                "metrics.csv": text.getvalue(), "table.md": markdown(cells, caption)}
     for name, content in written.items():
@@ -426,13 +469,14 @@ if __name__ == "__main__":
                        help="to Inception's 299: as pytorch-fid or as clean-fid does")
     group.add_argument("--lpips", choices=["alex", "vgg", "squeeze"], default="alex",
                        help="LPIPS network")
-    group.add_argument("--lpips-size", type=training.count, default=256,
+    group.add_argument("--lpips-size", type=training.number(int, 64), default=256,
                        help="larger images are shrunk to it for LPIPS, pixels")
     group.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
     group = parser.add_argument_group("what to write")
     group.add_argument("--out", help="folder (default: eval/ beside what is judged)")
     group.add_argument("--show", type=training.seed, nargs="+", metavar="I",
                        help="samples in the neighbour figures (default: the four nearest ones)")
+    group.add_argument("--study", action="store_true", help="add the study's published columns")
     group.add_argument("--save-samples", metavar="DIR", help="also write the samples as PNG files")
     with training.system_errors():
         main(parser.parse_args())

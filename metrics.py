@@ -294,16 +294,15 @@ _full_precision = torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
 
 @_full_precision
 @torch.inference_mode()
-def features(images, network, batch_size=32, device=None, progress=None):
+def features(images, network, batch_size=32, progress=None):
     """Features of uint8 images (n, 3, h, w): a float32 tensor (n, d) on the CPU.
 
-    network: from inception_network or resnet50_network. device: to compute on, the network's
-    own by default. progress: called with the number of images done after each batch, such as
-    a tqdm bar's update. A row depends on its image alone, up to 1e-5 of its size.
+    network: from inception_network or resnet50_network. progress: called with the number of
+    images done after each batch, such as a tqdm bar's update. A row depends on its image alone,
+    up to 1e-5 of its size.
     """
     images = _images(images)
-    device = torch.device(device or next(network.parameters()).device)
-    network = network.to(device)
+    device = next(network.parameters()).device
     rows = []
     for batch in images.split(batch_size):
         rows.append(network(batch.to(device, non_blocking=True)).float().cpu())

@@ -16,6 +16,7 @@ import csv
 import hashlib
 import http.client
 import io
+import lzma
 import os
 import random
 import shutil
@@ -91,7 +92,7 @@ def archive_photos(path, wanted):
         archive.fileobj.seek(archive.offset)
         if archive.fileobj.read(512) != bytes(512):  # tarfile takes any bad header for the end
             raise tarfile.ReadError("its end is missing")
-    except (tarfile.TarError, EOFError, zlib.error) as error:
+    except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError) as error:
         reason = str(error).partition("\n")[0].rstrip(":")
         raise InputError(f"{path} is not a whole tar archive ({reason}): fetch it again") from error
     classes = defaultdict(list)

@@ -8,6 +8,7 @@
 Checkpoints, samples and the log go to runs/fastgan-<data>-<time>/.
 """
 
+import copy
 import sys
 
 import torch
@@ -102,7 +103,7 @@ def save_reconstructions(discriminator, images, path, device):
 
     Batch statistics, as in training, on a copy that may change its buffers.
     """
-    discriminator = training.copy.deepcopy(discriminator).train()
+    discriminator = copy.deepcopy(discriminator).train()
     real = images[:8].to(device).float() / 127.5 - 1
     real_128 = F.interpolate(real, size=128)
     maps = discriminator(real, real_128)[1]
@@ -114,7 +115,8 @@ def save_reconstructions(discriminator, images, path, device):
 
 def main(args, checkpoint):
     device = training.choose_device(args.device)
-    if args.demo:
+    args.device = str(device)
+    if args.demo and args.data == DEMO["data"]:
         training.make_demo_data(args.data)
     config = {"image_size": args.size, "z_dim": args.z_dim, "features": args.features}
     if checkpoint:
@@ -138,7 +140,7 @@ def main(args, checkpoint):
     names = ["d_hinge", "d_reconstruction", "g_loss"]
     start = seen = logged = 0
     if checkpoint:
-        training.check_unchanged(checkpoint, data=fingerprint)
+        training.check_data(checkpoint, args.data, fingerprint)
         start, path = checkpoint["step"], checkpoint["path"]
         for name, network in networks.items():
             training.load_weights(network, checkpoint["networks"][name], path)
@@ -146,7 +148,7 @@ def main(args, checkpoint):
                    for name, _ in generator.named_parameters()]
         if checkpoint["optimizers"]:
             for name, optimizer in optimizers.items():
-                optimizer.load_state_dict(checkpoint["optimizers"][name])
+                training.load_weights(optimizer, checkpoint["optimizers"][name], path)
                 for group in optimizer.param_groups:
                     group["lr"] = args.lr
         else:
@@ -180,8 +182,7 @@ def main(args, checkpoint):
         indices = training.data_order(len(images), seen, args.batch_size, args.seed)
         real = training.take_batch(images, indices, device)
         seen += len(real)
-        # 0.999 alone still holds 60% of the initial weights at step 500; from 9,000 on it rules.
-        decay = min(0.999, (1 + step) / (10 + step))
+        decay = training.average_decay(step)
         totals += train_step(networks, optimizers, average, decay, real, args.augment, distance)
 
         stop = bool(caught) or step == args.iters

@@ -8,6 +8,7 @@ import argparse
 import contextlib
 import copy
 import csv
+import fcntl
 import functools
 import hashlib
 import io
@@ -48,11 +49,16 @@ def fail(message):
 
 @contextlib.contextmanager
 def system_errors():
-    """A full disk, a folder that can't be written and their like end the script in one line."""
+    """A full disk, too little memory, Ctrl-C and their like end the script in one line."""
     try:
         yield
     except OSError as error:
         fail(f"{error.filename or ''} {error.strerror or error}")
+    except torch.OutOfMemoryError as error:
+        fail(f"{str(error).split('. ')[0]}: a smaller --batch-size, --size or --features helps")
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
 
 
 class Parser(argparse.ArgumentParser):
@@ -127,12 +133,19 @@ def parse_arguments(parser, model, demo):
 
 
 def check_unchanged(checkpoint, **current):
-    """Fails, naming both values, where a resumed run's data or architecture would change."""
-    saved = {"data": checkpoint.get("data"), **checkpoint["config"]}
+    """Fails, naming both values, where a resumed run's architecture would change."""
     for key, value in current.items():
-        if saved.get(key) not in (None, value):
-            fail(f"a resumed run keeps its {key}: {saved[key]} in {checkpoint['path']}, "
-                 f"{value} now")
+        saved = checkpoint["config"].get(key)
+        if saved != value:
+            fail(f"a resumed run keeps its {key}: {saved} in {checkpoint['path']}, {value} now")
+
+
+def check_data(checkpoint, data, fingerprint):
+    """Fails, naming both, where a run would be resumed on other photos."""
+    saved = checkpoint.get("data")
+    if saved not in (None, fingerprint):
+        fail(f"a resumed run keeps its photos: {checkpoint['args']['data']} ({saved[:12]}) in "
+             f"{checkpoint['path']}, {data} ({fingerprint[:12]}) now")
 
 
 def check_finite(losses, after, step):
@@ -207,15 +220,15 @@ def split_files(data, split):
 def decode(path, size, fit):
     """uint8 (3, size, size): stretched to a square, or its shorter side fitted and centre-cropped.
 
-    Antialiased bilinear, as torchvision's Resize on PIL images.
+    Antialiased bilinear, as torchvision's Resize on PIL images. Raises ValueError.
     """
     try:
         with Image.open(path) as image:
             if image.mode.startswith(("I", "F")):
-                raise OSError("more than 8 bits a channel; prepare_data.py --images converts it")
+                raise ValueError("over 8 bits a channel; prepare_data.py --images converts it")
             image = ImageOps.exif_transpose(image).convert("RGB")
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        fail(f"{path} cannot be read: {error}")
+        raise ValueError(f"{path} cannot be read: {error}") from error
     if fit == "square":
         image = image.resize((size, size), Image.Resampling.BILINEAR)
     else:
@@ -231,8 +244,11 @@ def decode_all(files, size, fit="square"):
         # A bounded number in flight: `map` would hold what it decodes faster than we store it.
         for start in range(0, len(files), 64):
             part = files[start : start + 64]
-            for i, image in enumerate(pool.map(lambda path: decode(path, size, fit), part)):
-                images[start + i] = image
+            try:
+                for i, image in enumerate(pool.map(lambda path: decode(path, size, fit), part)):
+                    images[start + i] = image
+            except ValueError as error:
+                fail(error)
             bar.update(len(part))
     return images
 
@@ -274,11 +290,10 @@ def load_images(data, split, size, fit="square"):
 
 
 def place_images(images, device):
-    """The tensor on the device if half of its free memory takes it, else in pinned memory."""
-    if device.type != "cuda":
+    """The tensor on the device if half of its free memory takes it, else where it is."""
+    if device.type == "cuda" and images.nbytes > torch.cuda.mem_get_info(device)[0] / 2:
         return images
-    free, _ = torch.cuda.mem_get_info(device)
-    return images.to(device) if images.nbytes < free / 2 else images.pin_memory()
+    return images.to(device)
 
 
 @functools.lru_cache(maxsize=2)
@@ -302,7 +317,7 @@ def data_order(n, start, length, seed):
 
 def take_batch(images, indices, device):
     """float (batch, 3, h, w) in [-1, 1] on the device, each image mirrored with chance 1/2."""
-    batch = images[indices.to(images.device)].to(device, non_blocking=True).float() / 127.5 - 1
+    batch = images[indices.to(images.device)].to(device).float() / 127.5 - 1
     mirrored = torch.rand(len(batch), 1, 1, 1, device=device) < 0.5
     return torch.where(mirrored, batch.flip(3), batch)
 
@@ -343,6 +358,14 @@ def latents(seed, indices, z_dim):
     """float (len(indices), z_dim), N(0, 1): row i depends on the seed and its index alone."""
     rows = [np.random.default_rng([seed, i]).standard_normal(z_dim, np.float32) for i in indices]
     return torch.from_numpy(np.stack(rows))
+
+
+def average_decay(step):
+    """Of the averaged parameters: the published 0.999 from step 9,000 on, less before.
+
+    With 0.999 alone the average still holds 60% of the initial weights at step 500.
+    """
+    return min(0.999, (1 + step) / (10 + step))
 
 
 def averaged_generator(generator, average):
@@ -430,20 +453,28 @@ def open_run(args, model, checkpoint):
     """The run's folder: a new one, or the resumed checkpoint's own, its log cut back to it."""
     record = {"model": model, "arguments": vars(args), "git_commit": git_commit(),
               "versions": versions(), "started": time.strftime("%Y-%m-%d %H:%M:%S")}
-    home = checkpoint["path"].parent if checkpoint else None
-    if home and (home / "args.json").exists() and not checkpoint["published"]:
-        newest = find_checkpoints(home)[-1]
-        if newest != checkpoint["path"]:
-            fail(f"{checkpoint['path'].name} is not the newest of {home} ({newest.name} is): "
-                 "copy it to a folder of its own to branch off there")
-        for stale in home.glob(".*.tmp"):
+    path = checkpoint["path"] if checkpoint else None
+    there = find_checkpoints(path.parent) if checkpoint else []
+    if path in there and any((path.parent / name).exists() for name in ("args.json", "log.csv")):
+        folder = path.parent
+        if args.name not in (None, folder.resolve().name):
+            fail(f"--resume goes on in {folder}; --name {args.name} is for a new run")
+        if path != there[-1]:
+            fail(f"{path} is not the newest of its run: delete {there[-1].name} and what lies "
+                 f"between, or copy {path.name} to a folder of its own to branch off there")
+        lock(folder)
+        for stale in folder.glob(".*.tmp"):
             stale.unlink()
-        first = json.loads((home / "args.json").read_text())
-        record = {**first, "resumed": [*first.get("resumed", []),
-                                       {"step": checkpoint["step"], **record}]}
-        truncate_log(home / "log.csv", checkpoint["step"])
-        folder = home
+        truncate_log(folder / "log.csv", checkpoint["step"])
+        try:
+            first = dict(json.loads((folder / "args.json").read_text()))
+        except (OSError, ValueError, TypeError):
+            first = {"model": model}  # lost or damaged: written anew from here
+        resumed = {"step": checkpoint["step"], **record}
+        record = {**first, "resumed": [*first.get("resumed", []), resumed]}
     else:
+        if args.name and Path(args.name).name != args.name:
+            fail(f"--name {args.name} is not the name of a folder; --out says where it goes")
         name = args.name or f"{model}-{Path(args.data).resolve().name}"
         stamp = "" if args.name else time.strftime("-%Y%m%d-%H%M%S")
         folder, again = Path(args.out) / f"{name}{stamp}", 2
@@ -456,9 +487,18 @@ def open_run(args, model, checkpoint):
                 if args.name:
                     fail(f"{folder} exists: --resume {folder} goes on with it")
                 folder, again = Path(args.out) / f"{name}{stamp}-{again}", again + 1
+        lock(folder)
     with replacing(folder / "args.json") as file:
         file.write(json.dumps(record, indent=1, default=str).encode())
     return folder
+
+
+def lock(folder):
+    """Keeps a second process out of a run folder until this one ends, however it ends."""
+    try:
+        fcntl.flock(os.open(folder, os.O_RDONLY), fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        fail(f"another process is training in {folder}")
 
 
 def append_row(path, row):
@@ -665,7 +705,7 @@ def from_published(saved, path):
             averaged.update(zip(names, saved["g_ema"], strict=True))
     except (AttributeError, KeyError, TypeError, ValueError, IndexError) as error:
         fail(f"{path} is not a FastGAN checkpoint ({type(error).__name__}: {error})")
-    step = re.search(r"\d+", path.stem)
+    step = re.search(r"\d+$", path.stem)
     optimizers = {"generator": saved.get("opt_g"), "discriminator": saved.get("opt_d")}
     args = {"size": config["image_size"], "z_dim": z_dim, "features": features}
     return {"model": "fastgan", "config": config, "args": args,
@@ -674,10 +714,9 @@ def from_published(saved, path):
             "optimizers": optimizers if saved.get("opt_g") else None, "published": True}
 
 
-def load_weights(network, state, path):
-    """Loads a state dict, or fails in one line if it is another network's."""
+def load_weights(module, state, path):
+    """Loads a network's or optimiser's state, or fails in one line if it is another one's."""
     try:
-        network.load_state_dict(state)
-    except (RuntimeError, AttributeError, TypeError) as error:
-        fail(f"{path}: weights of another network ({str(error).splitlines()[-1].strip()})")
-    return network
+        module.load_state_dict(state)
+    except (RuntimeError, AttributeError, TypeError, ValueError, KeyError) as error:
+        fail(f"{path}: of another network or optimiser ({str(error).splitlines()[-1].strip()})")

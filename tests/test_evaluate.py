@@ -28,7 +28,8 @@ def write_checkpoint(folder, step, size=256, seed=0):
     (folder / "args.json").write_text('{"model": "fastgan"}')
     return training.save_checkpoint(folder, {
         "model": "fastgan", "config": config, "step": step, "averaged": averaged,
-        "networks": {"generator": generator.state_dict()}, "optimizers": None})
+        "networks": {"generator": generator.state_dict()}, "optimizers": None,
+        "data": None if step < 20 else "of other photos"})
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +57,8 @@ def test_two_checkpoints_of_the_newest_run(script, run, bedrooms):
     samples = run.parents[1] / "samples"
     done = script("evaluate.py", "--ckpt", 10, "latest", "--data", bedrooms, "--weights", "random",
                   "--save-samples", samples, "--show", 0, 5, cwd=run.parents[1])
-    assert done.returncode == 0 and done.stderr == "", done.stderr
+    assert done.returncode == 0 and done.stderr.count("\n") == 1, done.stderr
+    assert "warning: fastgan 20 was trained on other photos" in done.stderr
     out = run / "eval"
     pictures = {f"{kind}_fastgan-{step}.png" for step in (10, 20)
                 for kind in ("neighbours_cosine", "neighbours_lpips", "pca")}
@@ -78,7 +80,6 @@ def test_two_checkpoints_of_the_newest_run(script, run, bedrooms):
                   training.image_files(bedrooms / "val"), training.image_files(bedrooms / "train"))
 
     # A folder of the same images, from any generator, gives the same numbers.
-    shutil.rmtree(samples / "fastgan-20" / "eval", ignore_errors=True)
     done = script("evaluate.py", "--samples", samples / "fastgan-20", "--data", bedrooms,
                   "--weights", "random")
     assert done.returncode == 0, done.stderr
@@ -91,12 +92,23 @@ def test_training_photos_as_samples_are_found_out(script, bedrooms, tmp_path):
     copies = tmp_path / "copies"
     shutil.copytree(bedrooms / "train", copies)
     done = script("evaluate.py", "--samples", copies, "--data", bedrooms, "--weights", "random",
-                  "--out", tmp_path / "out", "--size", 64)
+                  "--out", tmp_path / "out", "--size", 28, "--study")
     assert done.returncode == 0, done.stderr
-    _, column = json.loads((tmp_path / "out" / "metrics.json").read_text())["columns"]
+    _, column, *study = json.loads((tmp_path / "out" / "metrics.json").read_text())["columns"]
+    assert [c["fid_validation"] for c in study if c["published"]] == [63, 87, 74, 78, 77]
+    assert (tmp_path / "out" / "metrics.csv").read_text().count(",published\n") == 5
     assert abs(column["fid_train"]) < 1e-3 * column["fid_validation"]
     assert column["aa_train"] == column["aa_train_lpips"] == 0
     assert column["privacy_loss"] > 0.2
+
+
+def test_names_of_checkpoints_and_columns(run):
+    assert list(evaluate.checkpoint_paths(run, ["all"])) == training.find_checkpoints(run)
+    columns = [evaluate.Column("fastgan 5", run, 256, {}),
+               evaluate.Column("fastgan 5", run, 256, {}),
+               evaluate.Column("s", run / "a", 64, []), evaluate.Column("s", run / "b", 64, [])]
+    names = [column.name for column in evaluate.unique_names(columns)]
+    assert names == [f"{run.name} fastgan 5", f"{run.name} fastgan 5 (2)", "s", "s (2)"]
 
 
 def test_sample_i_depends_on_the_seed_and_i_alone(run):
@@ -131,6 +143,7 @@ def test_bad_input(refused, run, bedrooms, tmp_path):
     Image.fromarray(np.zeros((32, 48, 3), np.uint8)).save(mixed / "b.png")
     (text / "b.png").write_text("no image")
     write_checkpoint(tmp_path / "empty", 1).unlink()
+    (tmp_path / "full" / "fastgan-20" / "x").mkdir(parents=True)
     random = ["--weights", "random", "--data", bedrooms, "--out", tmp_path / "out"]
     cases = [
         (["--run", run, "--ckpt", 30, *random], "10, 20"),
@@ -149,6 +162,7 @@ def test_bad_input(refused, run, bedrooms, tmp_path):
         (["--run", run, *random, "--n", 0], "not in [1, inf)"),
         (["--run", run, *random, "--show", 99], "0 to 5"),
         (["--run", run, "--data", bedrooms], "--weights random"),
+        (["--run", run, *random, "--save-samples", tmp_path / "full"], "is not empty"),
     ]
     offline = {"TORCH_HOME": str(tmp_path / "hub"), "https_proxy": "http://127.0.0.1:9"}
     for arguments, words in cases:

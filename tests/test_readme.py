@@ -8,6 +8,8 @@ README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 
 
 def test_every_command_has_flags_that_its_script_knows(script):
+    for link in re.findall(r"\]\((?!http)([^)#]+)\)", README):
+        assert (Path(__file__).parents[1] / link).is_file(), link
     blocks = re.findall(r"```sh\n(.*?)```", README, re.S)
     commands = re.findall(r"python ((?:prepare_data|train_fastgan|evaluate)\.py[^\n#&;]*)",
                           "\n".join(blocks))

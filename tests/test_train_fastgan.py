@@ -15,6 +15,7 @@ from published import published_l1, published_step
 from test_nets import fixture_inputs, read_fixture, recipe
 from torch.nn import functional as F
 
+import metrics
 import nets
 import train_fastgan
 import training
@@ -60,6 +61,7 @@ def test_resume_gives_the_same_bits(script, whole_run):
     shutil.copytree(whole_run, part)
     for stale in ("ckpt_000006.pth", "ckpt_000007.pth", "samples_000007.png"):
         (part / stale).unlink()
+    (part / "args.json").write_text("{")  # damaged, and of no use for going on
     done = script("train_fastgan.py", "--resume", part / "ckpt_000003.pth")
     assert done.returncode == 0, done.stderr
     assert_same_run(whole_run, part, 7)
@@ -85,6 +87,35 @@ def test_sigterm_saves_and_resume_goes_on(script, whole_run, bedrooms):
         done = script("train_fastgan.py", *arguments, "--iters", step, "--out", whole_run.parent)
         assert done.returncode == 0, done.stderr
     assert_same_run(log.parent, whole_run.with_name("straight"), step)
+
+
+def test_a_copied_checkpoint_branches_off(script, whole_run, tmp_path):
+    shutil.copy(whole_run / "ckpt_000003.pth", tmp_path / "third.pth")
+    done = script("train_fastgan.py", "--resume", tmp_path / "third.pth", "--iters", 7, "--name",
+                  "branch", "--out", whole_run.parent)
+    assert done.returncode == 0, done.stderr
+    one, other = (training.read_checkpoint(run / "ckpt_000007.pth")
+                  for run in (whole_run, whole_run.with_name("branch")))
+    assert training.digest(one["networks"]) == training.digest(other["networks"])
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(script, bedrooms, tmp_path):
+    done = script("train_fastgan.py", *TINY, "--data", bedrooms, "--out", tmp_path, "--name", "inf",
+                  "--iters", 9, "--lr", 1e30, "--ckpt-every", 1)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert "became nan in steps" in done.stderr or "became inf in steps" in done.stderr
+    for path in training.find_checkpoints(tmp_path / "inf"):
+        assert training.read_checkpoint(path)["totals"].isfinite().all()
+
+
+def test_demo(script, tmp_path):
+    done = script("train_fastgan.py", "--demo", "--features", 4, "--iters", 2, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert len(list((tmp_path / "data" / "demo" / "train").iterdir())) == 32
+    (run,) = (tmp_path / "runs").iterdir()
+    assert run.name.startswith("fastgan-demo-20")
+    saved = training.read_checkpoint(run / "ckpt_000002.pth")
+    assert saved["config"]["features"] == 4 and saved["args"]["batch_size"] == 4
 
 
 def test_latest_is_found_and_a_finished_run_stays_as_it_is(script, whole_run):
@@ -126,6 +157,16 @@ def test_l1_reconstruction_is_a_mean_over_pixels_summed_over_images():
     distance = train_fastgan.perceptual_distance("l1", None)
     expected = sum(F.l1_loss(a, b) for a, b in zip(x, y, strict=True))
     torch.testing.assert_close(distance(x, y), expected)
+
+
+def test_lpips_reconstruction_is_the_modules_distance_summed_over_images(monkeypatch):
+    network = metrics.lpips_network("vgg", weights="random")
+    monkeypatch.setattr(metrics, "lpips_network", lambda name, device: {"vgg": network}[name])
+    x, y = torch.rand(2, 3, 3, 64, 64, requires_grad=True) * 2 - 1
+    distance = train_fastgan.perceptual_distance("lpips", "cpu")(x, y)
+    expected = sum(network(x[i : i + 1], y[i : i + 1]).item() for i in range(3))
+    assert abs(distance.item() - expected) < 1e-4 * expected
+    assert torch.autograd.grad(distance, x)[0].abs().sum() > 0
 
 
 def published_file(path, g, d, prefix="", **more):
@@ -202,7 +243,10 @@ def test_bad_input(refused, bedrooms, whole_run, tmp_path):
     base = [*TINY, "--data", bedrooms, "--out", tmp_path / "runs", "--iters", 1]
     other = tmp_path / "other"
     shutil.copytree(bedrooms / "val", other)
-    (tmp_path / "empty").mkdir()
+    for folder in ("empty", "bad"):
+        (tmp_path / folder).mkdir()
+    for name in "abc":
+        (tmp_path / "bad" / f"{name}.png").write_text("no image")
     torch.save({"format": 1}, tmp_path / "x.pth")
     last = whole_run / "ckpt_000007.pth"
     cases = [
@@ -213,6 +257,9 @@ def test_bad_input(refused, bedrooms, whole_run, tmp_path):
         ([*base, "--seed", -1], "not in [0"),
         ([*base, "--iters", "many"], "many"),
         ([*base, "--out", "/proc/nowhere"], "/proc"),
+        ([*base, "--name", "a/b"], "--out says where"),
+        ([*base, "--data", tmp_path / "bad"], "bad/a.png cannot be read"),
+        (["--resume", last, "--iters", 9, "--name", "new"], "for a new run"),
         ([*base, "--augment", "colour"], "colour"),
         ([*base, "--device", "cuda:77"], "--device cpu"),
         ([*base, "--data", tmp_path / "none"], "none is not a folder"),
@@ -223,7 +270,7 @@ def test_bad_input(refused, bedrooms, whole_run, tmp_path):
         ([*base, "--resume", tmp_path / "x.pth"], "x.pth"),
         (["--resume", last, "--iters", 9, "--features", 8], "4 in"),
         (["--resume", last, "--iters", 9, "--size", 512], "256 in"),
-        (["--resume", last, "--iters", 9, "--data", other], "keeps its data"),
+        (["--resume", last, "--iters", 9, "--data", other], "keeps its photos"),
         (["--resume", whole_run / "ckpt_000003.pth"], "not the newest"),
         ([*base, "--out", whole_run.parent, "--name", "whole"], "exists"),
     ]

@@ -86,6 +86,19 @@ def test_augmentation_lets_gradients_through():
     assert x.grad.abs().sum() > 0
 
 
+def test_the_averages_decay_ends_at_the_published_one():
+    assert training.average_decay(1) == 2 / 11
+    assert 0.98 < training.average_decay(500) < 0.99
+    assert training.average_decay(9000) == training.average_decay(50000) == 0.999
+
+
+def test_one_process_trains_in_a_run_folder(tmp_path, capsys):
+    training.lock(tmp_path)
+    with pytest.raises(SystemExit) as stop:
+        training.lock(tmp_path)
+    assert stop.value.code == 2 and "another process" in capsys.readouterr().err
+
+
 @torch.no_grad()
 def test_an_image_depends_on_its_latent_alone():
     """16 latents give the same images in batches of 1, 5 and 16, noise injected and all."""
@@ -97,6 +110,8 @@ def test_an_image_depends_on_its_latent_alone():
     averaged = training.averaged_generator(generator, average)
     assert torch.equal(torch.get_rng_state(), before)
     z = training.latents(0, range(16), 64)
+    with torch.enable_grad():
+        assert not averaged(z[:1])[0].requires_grad  # a grid would hold every activation
     images = [torch.cat([averaged(part)[0] for part in z.split(size)]) for size in (1, 5, 16)]
     torch.testing.assert_close(images[0], images[2], atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(images[1], images[2], atol=1e-5, rtol=1e-5)
