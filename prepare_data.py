@@ -472,7 +472,7 @@ class View:
 @np.errstate(all="ignore")  # rays that miss: infinities, masked where they appear
 def demo_scene(seed, index, size=512):
     """A random bedroom as PNG bytes, the same for the same seed and index."""
-    rng, n = random.Random(f"{seed} {index}"), size * 5 // 4
+    rng, n = random.Random(f"{seed} {index}"), size * 9 // 8
     table = np.random.default_rng([abs(seed), index]).random((64, 64), np.float32)
     number, choice = rng.uniform, rng.choice
     paper, accent, bedding, timber, second = (

@@ -18,8 +18,8 @@ from tqdm import tqdm
 import training
 from nets import FastGANDiscriminator, FastGANGenerator, quadrant
 
-DEMO = {"data": "data/demo", "size": 256, "features": 16, "batch_size": 4, "iters": 300,
-        "reconstruction": "l1", "ckpt_every": 150, "sample_every": 50, "log_every": 10}
+DEMO = {"data": "data/demo", "size": 256, "features": 16, "batch_size": 4, "iters": 500,
+        "reconstruction": "l1", "ckpt_every": 250, "sample_every": 100, "log_every": 10}
 
 
 def augmentation(text):
