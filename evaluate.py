@@ -42,8 +42,8 @@ ROWS = {
     "privacy_loss_lpips": "privacy loss, LPIPS",
 }
 STUDY = [  # 331 images a set at 1024×1024; published, not ours
-    {"name": "study REAL", "aa_train": 0.55, "fid_validation": 63},
-    *({"name": f"study {steps}", "aa_train": aa_train, "aa_test": aa_test, "privacy_loss": privacy,
+    {"name": "published REAL", "aa_train": 0.55, "fid_validation": 63},
+    *({"name": f"published {steps}", "aa_train": aa_train, "aa_test": aa_test, "privacy_loss": privacy,
        "fid_train": fid_train, "fid_validation": fid_validation}
       for steps, aa_train, aa_test, privacy, fid_train, fid_validation in [
           ("10K", 0.91, 0.91, 0.00, 89, 87), ("50K", 0.86, 0.85, -0.01, 76, 74),
