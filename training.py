@@ -84,6 +84,7 @@ def number(kind, low, high=math.inf):
             raise argparse.ArgumentTypeError(f"{text} is not in [{low}, {high})")
         return value
 
+    parse.__name__ = kind.__name__  # argparse shows it
     return parse
 
 

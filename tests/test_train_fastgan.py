@@ -255,7 +255,7 @@ def test_bad_input(refused, bedrooms, whole_run, tmp_path):
         ([*base, "--lr", "inf"], "not in"),
         ([*base, "--batch-size", 0], "not in [1, inf)"),
         ([*base, "--seed", -1], "not in [0"),
-        ([*base, "--iters", "many"], "many"),
+        ([*base, "--iters", "many"], "invalid int value: 'many'"),
         ([*base, "--out", "/proc/nowhere"], "/proc"),
         ([*base, "--name", "a/b"], "--out says where"),
         ([*base, "--data", tmp_path / "bad"], "bad/a.png cannot be read"),
