@@ -489,21 +489,26 @@ class LpipsFeatures:
 
 @_full_precision
 @torch.inference_mode()
-def lpips_features(images, network, batch_size=None, progress=None):
+def lpips_features(images, network, batch_size=None, progress=None, total=None):
     """Points for pairwise_lpips of uint8 images (n, 3, h, w), by one forward pass each.
 
-    network: from lpips_network. batch_size: by default 2^20 pixels. progress: as for features.
-    The temporary file takes 2.6 MB an image at 256x256 with 'alex', 21 MB at 1024x1024 (13
-    times as much with 'vgg'). Raises OSError when the disk is full.
+    images: with `total`, the number of images in all, an iterable of such tensors instead, for
+    more images than memory holds. network: from lpips_network. batch_size: by default 2^20
+    pixels. progress: as for features. The temporary file takes 2.6 MB an image at 256x256 with
+    'alex', 21 MB at 1024x1024 (13 times as much with 'vgg'). Raises OSError when the disk is
+    full, ValueError where the images are not `total` of one size.
     """
-    images = _images(images)
-    total, pixels = len(images), images[0, 0].numel()
-    # The rounding errors of float16 average out over the many coordinates of a large image.
-    dtype = np.dtype(np.float16 if pixels >= 512**2 else np.float32)
+    if total is None:
+        images, total = [_images(images)], len(images)
     device = next(network.parameters()).device
     file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115 (it lives as long as the points)
-    done = 0
-    for batch in images.split(batch_size or max(1, 2**20 // pixels)):
+    done, dtype, widths, shape = 0, None, None, None
+    for batch in _split(images, batch_size):
+        if shape not in (None, batch.shape[1:]) or done + len(batch) > total:
+            raise ValueError(f"LPIPS features of more than {total} images, or of several sizes")
+        shape = batch.shape[1:]
+        # The rounding errors of float16 average out over the many coordinates of a large image.
+        dtype = np.dtype(np.float16 if batch[0, 0].numel() >= 512**2 else np.float32)
         maps, widths, start = network.scaling_layer(batch.to(device).float() / 127.5 - 1), [], 0
         for layer, head in zip(network.net.children(), network.lins, strict=True):
             maps = layer(maps)
@@ -517,7 +522,15 @@ def lpips_features(images, network, batch_size=None, progress=None):
         done += len(batch)
         if progress:
             progress(len(batch))
+    if done < total:
+        raise ValueError(f"LPIPS features of {done} images, not {total}")
     return LpipsFeatures(file, dtype, widths, total, torch.arange(total))
+
+
+def _split(sets, batch_size):
+    """The images of all sets in batches, by default of 2^20 pixels."""
+    for images in map(_images, sets):
+        yield from images.split(batch_size or max(1, 2**20 // images[0, 0].numel()))
 
 
 @torch.inference_mode()
@@ -549,37 +562,84 @@ def pairwise_lpips(x, y, network):
 # Nearest neighbours -----------------------------------------------------------------------
 
 
+class Neighbors(NamedTuple):
+    """The k nearest points of one set to each of n points: `distances` (n, k) in float64, nearest
+    first, and their `indices` (n, k) in the set, of equals the first."""
+
+    distances: Tensor
+    indices: Tensor
+
+    def among(self, rows, members):
+        """Distances (len(rows),) of the points `rows` to the nearest among `members` of the set.
+
+        rows, members: index tensors. Infinite where none of the k neighbours listed is a member:
+        for a random half of the set, with k = 32, one time in 4,000,000,000.
+        """
+        member = torch.zeros(int(max(self.indices.max(), members.max())) + 1, dtype=torch.bool)
+        member[members] = True
+        listed = member[self.indices[rows]]
+        return self.distances[rows].masked_fill(~listed, torch.inf).min(1).values
+
+
 def nearest_neighbors(x, y, k, distance=pairwise_cosine, leave_out_self=False):
-    """The k nearest of the points y to each of the points x: distances (float64) and indices
-    into y, (n, k) each, nearest first, of equals the first. leave_out_self: x is y, and no point
-    is its own neighbour. Raises ValueError if there are fewer than k."""
-    if not 1 <= k <= len(y) - leave_out_self:
-        raise ValueError(f"k = {k} neighbours among {len(y)} points")
+    """The k nearest of the points y to each of the points x, as Neighbors.
+
+    leave_out_self: x is y, and no point is its own neighbour. Block by block: memory grows with
+    len(x) * k. Raises ValueError if there are fewer than k.
+    """
+    _check_k(k, len(y) - leave_out_self)
     nearest = []
     for i in range(0, len(x), BLOCK):
-        rows = x[i : i + BLOCK]
-        best, index = torch.empty(len(rows), 0).double(), torch.empty(len(rows), 0).long()
+        best = None
         for j in range(0, len(y), BLOCK):
-            block = torch.as_tensor(distance(rows, y[j : j + BLOCK])).double()
+            block = torch.as_tensor(distance(x[i : i + BLOCK], y[j : j + BLOCK])).double()
             if leave_out_self and i == j:
                 block = block.clone().fill_diagonal_(torch.inf)
-            columns = torch.arange(j, j + block.shape[1]).expand(len(rows), -1)
-            best, order = _smallest(torch.cat([best, block], 1), k)
-            index = torch.cat([index, columns], 1).gather(1, order)
-        nearest.append((best, index))
-    best, index = zip(*nearest, strict=True)
-    return torch.cat(best), torch.cat(index)
+            best = _merge(best, block, j, k)
+        nearest.append(best)
+    return Neighbors(*map(torch.cat, zip(*nearest, strict=True)))
+
+
+def mutual_neighbors(x, y, k, distance=pairwise_cosine):
+    """(the k[0] nearest y to each x, the k[1] nearest x to each y), as two Neighbors.
+
+    What two calls of nearest_neighbors give, with every distance computed once: the distance
+    must be symmetric. k: a number, or one for each direction. Raises ValueError.
+    """
+    k_x, k_y = (k, k) if isinstance(k, int) else k
+    _check_k(k_x, len(y))
+    _check_k(k_y, len(x))
+    of_x, of_y = {}, {}
+    for i in range(0, len(x), BLOCK):
+        for j in range(0, len(y), BLOCK):
+            block = torch.as_tensor(distance(x[i : i + BLOCK], y[j : j + BLOCK])).double()
+            of_x[i] = _merge(of_x.get(i), block, j, k_x)
+            of_y[j] = _merge(of_y.get(j), block.T, i, k_y)
+    return tuple(Neighbors(*map(torch.cat, zip(*blocks.values(), strict=True)))
+                 for blocks in (of_x, of_y))
+
+
+def _check_k(k, points):
+    if not 1 <= k <= points:
+        raise ValueError(f"k = {k} neighbours among {points} points")
+
+
+def _merge(best, block, start, k):
+    """The k nearest so far (or None) and the distances to points start, start + 1, ..., merged."""
+    indices = torch.arange(start, start + block.shape[1]).expand(block.shape)
+    if best:
+        block = torch.cat([best.distances, block], 1)
+        indices = torch.cat([best.indices, indices], 1)
+    values, order = _smallest(block, k)
+    return Neighbors(values, indices.gather(1, order))
 
 
 def _smallest(matrix, k):
     """The k smallest of each row in order, the first of equals first (topk promises no order)."""
-    values, indices = [], []
-    for _ in range(min(k, matrix.shape[1])):
-        value, index = matrix.min(1, keepdim=True)
-        matrix = matrix.scatter_(1, index, torch.inf)
-        values.append(value)
-        indices.append(index)
-    return torch.cat(values, 1), torch.cat(indices, 1)
+    if k > 1:
+        values, order = matrix.sort(dim=1, stable=True)
+        return values[:, :k].clone(), order[:, :k].clone()  # not a view of the whole
+    return matrix.min(1, keepdim=True)
 
 
 def adversarial_accuracy(real, fake, distance=pairwise_cosine):
@@ -597,13 +657,26 @@ def adversarial_accuracy(real, fake, distance=pairwise_cosine):
             f"adversarial accuracy of {len(real)} and {len(fake)} points: "
             "the sets must be equally large, with 2 points or more"
         )
+    across = mutual_neighbors(real, fake, 1, distance)
+    within = [nearest_neighbors(points, points, 1, distance, leave_out_self=True)
+              for points in (real, fake)]
+    rows = torch.arange(len(real))
+    return listed_accuracy(across, within, rows, rows)
 
-    def apart(x, y):
-        across = nearest_neighbors(x, y, 1, distance)[0]
-        within = nearest_neighbors(x, x, 1, distance, leave_out_self=True)[0]
-        return (across > within * (1 + TIE)).sum().item()
 
-    return (apart(real, fake) + apart(fake, real)) / (2 * len(real))
+def listed_accuracy(across, within, real_rows, fake_rows):
+    """adversarial_accuracy of some real and as many fake points, from lists of their neighbours.
+
+    across: Neighbors of the real points among the fake and of the fake among the real, within:
+    of the real among themselves and of the fake. Lists of 32 serve every random half of the
+    sets (see Neighbors.among): that is what makes intervals cheap at any size.
+    """
+    rows, apart = (real_rows, fake_rows), 0
+    for side in (0, 1):
+        own, other = rows[side], rows[1 - side]
+        inner = within[side].among(own, own) * (1 + TIE)
+        apart += (across[side].among(own, other) > inner).sum().item()
+    return apart / (2 * len(real_rows))
 
 
 def privacy_loss(train, validation, fake, distance=pairwise_cosine):
@@ -669,18 +742,23 @@ class CopyTest(NamedTuple):
 
 
 def copy_test(fake, train, validation, distance=pairwise_cosine, quantile=0.01):
-    """Which fake points are nearer to a training point than unseen photos ever are?
+    """Which fake points are nearer to a training point than unseen photos ever are? A CopyTest.
 
     The suspects are nearer than the given quantile of the distances of validation points to
     their nearest training points. By chance, that is a share of `quantile`: a larger one, and
     each suspect beside its neighbour, is what to look at.
     """
-    unseen = nearest_neighbors(validation, train, 1, distance)[0]
-    threshold = unseen.flatten().quantile(quantile).item()
-    distances, nearest = (z.flatten() for z in nearest_neighbors(fake, train, 1, distance))
+    return listed_copies(nearest_neighbors(fake, train, 1, distance),
+                         nearest_neighbors(validation, train, 1, distance), quantile)
+
+
+def listed_copies(fake, validation, quantile=0.01):
+    """copy_test from the Neighbors of fake and of validation points among the training points."""
+    distances, nearest = fake.distances[:, 0], fake.indices[:, 0]
+    threshold = validation.distances[:, 0].quantile(quantile).item()
     order = distances.argsort(stable=True)
     suspects = order[distances[order] < threshold].tolist()
-    return CopyTest(suspects, len(suspects) / len(fake), threshold, distances, nearest)
+    return CopyTest(suspects, len(suspects) / len(distances), threshold, distances, nearest)
 
 
 # Confidence intervals ---------------------------------------------------------------------
