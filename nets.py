@@ -1,17 +1,211 @@
 """The networks, as their papers name them; nothing here knows of files, devices or losses.
 
-    generator = FastGANGenerator(image_size=256)
-    image, image_128 = generator(torch.randn(8, 256))
+    images = DCGANGenerator(image_size=64)(torch.randn(8, 100))
+    reconstruction, mean, log_variance = VAE(image_size=256)(torch.rand(8, 3, 256, 256))
+    image, image_128 = FastGANGenerator(image_size=256)(torch.randn(8, 256))
     logits, maps = FastGANDiscriminator(image_size=256)(image, image_128)
 
-FastGAN is Liu et al., "Towards Faster and Stabilized GAN Training for High-fidelity Few-shot Image
-Synthesis", 2021 (arXiv 2101.04775). Parameter names and their order are those of the published
-code, so that its checkpoints, the optimisers' included, load as they are.
+Every generator is made by (image_size, z_dim, ...), has both as attributes, and turns latents
+(n, z_dim), N(0, 1), into images (n, 3, image_size, image_size) in [-1, 1].
+
+GAN is Goodfellow et al. 2014 (arXiv 1406.2661); DCGAN Radford et al. 2015 (arXiv 1511.06434); VAE
+Kingma and Welling 2013 (arXiv 1312.6114), convolutional. FastGAN is Liu et al., "Towards Faster and
+Stabilized GAN Training for High-fidelity Few-shot Image Synthesis", 2021 (arXiv 2101.04775); its
+parameter names and their order are those of the published code, so that its checkpoints, the
+optimisers' included, load as they are.
 """
+
+import itertools
 
 import torch
 from torch import nn
 from torch.nn import functional as F
+
+
+class BatchNorm2d(nn.BatchNorm2d):
+    """Batch norm with its scale drawn from N(1, 0.02), as the GANs here start."""
+
+    def reset_parameters(self):
+        super().reset_parameters()
+        nn.init.normal_(self.weight, 1.0, 0.02)
+
+
+# ---------------------------------------------------------------------------------------------
+# GAN: linear layers alone
+# ---------------------------------------------------------------------------------------------
+
+
+class GANGenerator(nn.Module):
+    """Latents (n, z_dim) -> images (n, 3, image_size, image_size), of any size."""
+
+    def __init__(self, image_size=28, z_dim=50):
+        super().__init__()
+        self.image_size, self.z_dim = image_size, z_dim
+        layers, widths = [], (z_dim, 128, 256, 512)
+        for width, next_width in itertools.pairwise(widths):
+            layers += [nn.Linear(width, next_width, bias=False),
+                       nn.BatchNorm1d(next_width, eps=0.8), nn.LeakyReLU(0.25)]
+        last = nn.Linear(widths[-1], 3 * image_size**2, bias=False)
+        self.main = nn.Sequential(*layers, last, nn.Tanh())
+
+    def forward(self, z):
+        return self.main(z).view(-1, 3, self.image_size, self.image_size)
+
+
+class GANDiscriminator(nn.Module):
+    """Images (n, 3, image_size, image_size) -> logits (n,)."""
+
+    def __init__(self, image_size=28):
+        super().__init__()
+        self.main = nn.Sequential(
+            nn.Flatten(),
+            nn.Linear(3 * image_size**2, 1024),
+            nn.LeakyReLU(0.25),
+            nn.Linear(1024, 512),
+            nn.LeakyReLU(0.25),
+            nn.Linear(512, 256),
+            nn.LeakyReLU(0.25),
+            nn.Linear(256, 1),
+        )
+
+    def forward(self, images):
+        return self.main(images).flatten()
+
+
+# ---------------------------------------------------------------------------------------------
+# DCGAN: strided convolutions
+# ---------------------------------------------------------------------------------------------
+
+
+def dcgan_widths(image_size, features):
+    """Channels of the maps from image_size / 2 down to 4, at most 16 · features.
+
+    Raises ValueError for an image_size that is no power of 2 from 8 on.
+    """
+    if image_size < 8 or image_size & (image_size - 1):
+        raise ValueError(f"DCGAN makes images of 8, 16, 32, 64, ... pixels, not {image_size}")
+    return [features * min(2**k, 16) for k in range(image_size.bit_length() - 3)]
+
+
+def dcgan_weights(module):
+    """The paper's initial weights: convolutions N(0, 0.02); batch norms have theirs already."""
+    if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
+        nn.init.normal_(module.weight, 0.0, 0.02)
+
+
+class DCGANGenerator(nn.Module):
+    """Latents (n, z_dim) -> images (n, 3, image_size, image_size).
+
+    image_size: a power of 2, else ValueError. 3,576,704 parameters at 64 pixels.
+    """
+
+    def __init__(self, image_size=64, z_dim=100, features=64):
+        super().__init__()
+        self.image_size, self.z_dim = image_size, z_dim
+        first, *widths = reversed(dcgan_widths(image_size, features))
+        layers = [nn.ConvTranspose2d(z_dim, first, 4, bias=False), BatchNorm2d(first), nn.ReLU()]
+        for width, next_width in itertools.pairwise([first, *widths]):
+            layers += [nn.ConvTranspose2d(width, next_width, 4, 2, 1, bias=False),
+                       BatchNorm2d(next_width), nn.ReLU()]
+        layers += [nn.ConvTranspose2d([first, *widths][-1], 3, 4, 2, 1, bias=False), nn.Tanh()]
+        self.main = nn.Sequential(*layers).apply(dcgan_weights)
+
+    def forward(self, z):
+        return self.main(z[:, :, None, None])
+
+
+class DCGANDiscriminator(nn.Module):
+    """Images (n, 3, image_size, image_size) -> logits (n,).
+
+    image_size: a power of 2, else ValueError. 2,765,568 parameters at 64 pixels.
+    """
+
+    def __init__(self, image_size=64, features=64):
+        super().__init__()
+        widths = dcgan_widths(image_size, features)
+        layers = [nn.Conv2d(3, widths[0], 4, 2, 1, bias=False), nn.LeakyReLU(0.2)]
+        for width, next_width in itertools.pairwise(widths):
+            layers += [nn.Conv2d(width, next_width, 4, 2, 1, bias=False),
+                       BatchNorm2d(next_width), nn.LeakyReLU(0.2)]
+        layers.append(nn.Conv2d(widths[-1], 1, 4, bias=False))
+        self.main = nn.Sequential(*layers).apply(dcgan_weights)
+
+    def forward(self, images):
+        return self.main(images).flatten()
+
+
+# ---------------------------------------------------------------------------------------------
+# VAE
+# ---------------------------------------------------------------------------------------------
+
+VAE_WIDTHS = (32, 64, 128, 256, 512)
+
+
+def vae_map_size(image_size):
+    """Side of the encoder's last map; ValueError unless image_size is a multiple of 32."""
+    if image_size % 32:
+        raise ValueError(f"VAE makes images of 32, 64, 96, ... pixels, not {image_size}")
+    return image_size // 32
+
+
+class VAEEncoder(nn.Module):
+    """Images (n, 3, image_size, image_size) -> mean and log-variance of latents, (n, z_dim) each.
+
+    The mean stays within ±10,000 and the log-variance within [-20, 10]: wide of anything that
+    training needs, and no square or exponential of them overflows. Raises ValueError for a size
+    that is not a multiple of 32.
+    """
+
+    def __init__(self, image_size=256, z_dim=512):
+        super().__init__()
+        layers = []
+        for width, next_width in itertools.pairwise([3, *VAE_WIDTHS]):
+            layers += [nn.Conv2d(width, next_width, 3, stride=2, padding=1),
+                       nn.BatchNorm2d(next_width), nn.LeakyReLU()]
+        self.main = nn.Sequential(*layers, nn.Flatten())
+        flat = VAE_WIDTHS[-1] * vae_map_size(image_size) ** 2
+        self.mean, self.log_variance = nn.Linear(flat, z_dim), nn.Linear(flat, z_dim)
+
+    def forward(self, images):
+        x = self.main(images)
+        # In float32 whatever the layers computed in: the bounds and the KL need its range.
+        return self.mean(x).float().clamp(-1e4, 1e4), self.log_variance(x).float().clamp(-20, 10)
+
+
+class VAEDecoder(nn.Module):
+    """Latents (n, z_dim) -> images (n, 3, image_size, image_size); sizes as VAEEncoder."""
+
+    def __init__(self, image_size=256, z_dim=512):
+        super().__init__()
+        self.image_size, self.z_dim = image_size, z_dim
+        side, widths = vae_map_size(image_size), VAE_WIDTHS[::-1]
+        layers = [nn.Linear(z_dim, widths[0] * side**2), nn.Unflatten(1, (widths[0], side, side))]
+        for width, next_width in itertools.pairwise([*widths, widths[-1]]):
+            layers += [nn.ConvTranspose2d(width, next_width, 3, 2, padding=1, output_padding=1),
+                       nn.BatchNorm2d(next_width), nn.LeakyReLU()]
+        self.main = nn.Sequential(*layers, nn.Conv2d(widths[-1], 3, 3, padding=1), nn.Tanh())
+
+    def forward(self, z):
+        return self.main(z)
+
+
+class VAE(nn.Module):
+    """Images (n, 3, h, w) -> reconstructions, mean and log-variance (n, z_dim) of the latents.
+
+    The latents that are decoded are drawn in training mode, the means in evaluation mode.
+    53,514,339 parameters at 256 pixels, z_dim 512.
+    """
+
+    def __init__(self, image_size=256, z_dim=512):
+        super().__init__()
+        self.encoder = VAEEncoder(image_size, z_dim)
+        self.decoder = VAEDecoder(image_size, z_dim)
+
+    def forward(self, images):
+        mean, log_variance = self.encoder(images)
+        noise = torch.randn_like(mean) if self.training else 0.0
+        return self.decoder(mean + (log_variance / 2).exp() * noise), mean, log_variance
+
 
 # ---------------------------------------------------------------------------------------------
 # Layers that FastGAN's two networks share
@@ -64,14 +258,6 @@ class SpectralConvTranspose2d(SpectralConv2d):
 
     def forward(self, x):
         return F.conv_transpose2d(x, self.weight(), None, self.stride, self.padding)
-
-
-class BatchNorm2d(nn.BatchNorm2d):
-    """Batch norm with its scale drawn from N(1, 0.02), as the GANs here start."""
-
-    def reset_parameters(self):
-        super().reset_parameters()
-        nn.init.normal_(self.weight, 1.0, 0.02)
 
 
 class NoiseInjection(nn.Module):

@@ -93,12 +93,26 @@ seed = number(int, 0, 2**63)
 positive = number(float, sys.float_info.min)
 
 
-def add_common_arguments(parser, *, size, batch_size, lr, ckpt_every, sample_every, log_every):
-    """The flags every training script has; the values given are the study's."""
+def augmentation(text):
+    """An argparse type: the names in --augment, as a list."""
+    names = [] if text == "none" else text.split(",")
+    if not set(names) <= {"color", "translation"}:
+        raise ValueError
+    return names
+
+
+def add_common_arguments(parser, *, data, size, fit, batch_size, lr, every):
+    """The flags every training script has; the values given are the study's.
+
+    every: (checkpoint, samples, log), in steps.
+    """
     group = parser.add_argument_group("data and model")
-    group.add_argument("--data", default="data/bedroom", help="folder prepare_data.py wrote")
+    group.add_argument("--data", default=data, help="folder prepare_data.py wrote, or of photos")
+    group.add_argument("--limit", type=count, help="only the first LIMIT training photos")
     group.add_argument("--size", type=count, default=size, help="image side, pixels")
-    group.add_argument("--batch-size", type=count, default=batch_size, help="images a step")
+    group.add_argument("--fit", choices=["square", "crop"], default=fit,
+                       help="photos to squares: stretched, or the middle cut out")
+    group.add_argument("--batch-size", type=count, default=batch_size, help="images an update")
     group.add_argument("--lr", type=positive, default=lr, help="Adam's learning rate")
     group.add_argument("--seed", type=seed, default=0, help="of every random draw")
     group.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
@@ -107,9 +121,9 @@ def add_common_arguments(parser, *, size, batch_size, lr, ckpt_every, sample_eve
     group.add_argument("--out", default="runs", help="folder of run folders")
     group.add_argument("--name", help="of the run folder (default: <model>-<data>-<time>)")
     group.add_argument("--resume", metavar="PATH|latest", help="go on from a checkpoint")
-    group.add_argument("--ckpt-every", type=count, default=ckpt_every, help="steps")
-    group.add_argument("--sample-every", type=count, default=sample_every, help="steps")
-    group.add_argument("--log-every", type=count, default=log_every, help="steps")
+    group.add_argument("--ckpt-every", type=count, default=every[0], help="steps")
+    group.add_argument("--sample-every", type=count, default=every[1], help="steps")
+    group.add_argument("--log-every", type=count, default=every[2], help="steps")
     group.add_argument("--keep", type=count, help="only the newest KEEP checkpoints (default: all)")
 
 
@@ -149,12 +163,19 @@ def check_data(checkpoint, data, fingerprint):
              f"{checkpoint['path']}, {data} ({fingerprint[:12]}) now")
 
 
-def check_finite(losses, after, step):
-    """Fails, naming steps and loss, if the sum of one over (after, step] is not finite."""
-    for name, value in losses.items():
-        if not math.isfinite(value):
-            fail(f"{name} became {value} in steps {after + 1} to {step}: stopped; "
-                 "the checkpoints written before are good")
+def start(args, checkpoint, demo, **config):
+    """The device, after what every script does first: demo scenes, architecture, seed.
+
+    config: the networks' arguments, which a resumed run must not change.
+    """
+    device = choose_device(args.device)
+    args.device = str(device)
+    if args.demo and args.data == demo["data"]:
+        make_demo_data(args.data)
+    if checkpoint:
+        check_unchanged(checkpoint, **config)
+    torch.manual_seed(args.seed)
+    return device
 
 
 def choose_device(name):
@@ -216,6 +237,11 @@ def split_files(data, split):
         if changed:
             fail(f"{data} is not what its manifest lists ({min(changed)}): prepare it again")
     return files
+
+
+def has_validation(data):
+    """Whether a data folder has a val/; a plain folder of photos has none."""
+    return (Path(data) / "val").is_dir()
 
 
 def decode(path, size, fit):
@@ -290,6 +316,15 @@ def load_images(data, split, size, fit="square"):
     return torch.from_numpy(images), fingerprint
 
 
+def load_photos(args, split="train"):
+    """load_images as a training script's arguments say, the first --limit photos of train."""
+    images, fingerprint = load_images(args.data, split, args.size, args.fit)
+    if split == "train" and args.limit and args.limit < len(images):
+        images = images[: args.limit].clone()
+        fingerprint = hashlib.sha256(images.numpy()).hexdigest()
+    return images, fingerprint
+
+
 def place_images(images, device):
     """The tensor on the device if half of its free memory takes it, else where it is."""
     if device.type == "cuda" and images.nbytes > torch.cuda.mem_get_info(device)[0] / 2:
@@ -316,10 +351,28 @@ def data_order(n, start, length, seed):
     return torch.cat(parts)
 
 
+def epoch_batches(n, batch_size, epoch, seed):
+    """Index tensors that go once through n photos in the order of `epoch` (0, 1, ...).
+
+    The last batch is what remains; a single photo joins the batch before it, since batch norm
+    needs two. Fewer photos than a batch holds are repeated until it is full.
+    """
+    if n <= batch_size:
+        return [data_order(n, epoch * batch_size, batch_size, seed)]
+    batches = list(permutation(n, seed, epoch).split(batch_size))
+    if len(batches[-1]) == 1:
+        batches[-2:] = [torch.cat(batches[-2:])]
+    return batches
+
+
 def take_batch(images, indices, device):
-    """float (batch, 3, h, w) in [-1, 1] on the device, each image mirrored with chance 1/2."""
-    batch = images[indices.to(images.device)].to(device).float() / 127.5 - 1
-    mirrored = torch.rand(len(batch), 1, 1, 1, device=device) < 0.5
+    """float (batch, 3, h, w) in [-1, 1] on the device."""
+    return images[indices.to(images.device)].to(device).float() / 127.5 - 1
+
+
+def mirror(batch):
+    """The images, each mirrored left to right with chance 1/2."""
+    mirrored = torch.rand(len(batch), 1, 1, 1, device=batch.device) < 0.5
     return torch.where(mirrored, batch.flip(3), batch)
 
 
@@ -369,20 +422,24 @@ def average_decay(step):
     return min(0.999, (1 + step) / (10 + step))
 
 
-def averaged_generator(generator, average):
-    """A copy of the generator with averaged parameters and batch-norm statistics of its own."""
-    averaged = copy.deepcopy(generator)
-    with torch.no_grad():
-        for parameter, value in zip(averaged.parameters(), average, strict=True):
-            parameter.copy_(value)
-    return estimate_batch_norm(averaged).requires_grad_(False)
+def sampling_copy(generator, average=None):
+    """A copy to sample from, in evaluation mode, with batch-norm statistics of its own.
+
+    average: the parameters that it gets instead, in their order.
+    """
+    sampler = copy.deepcopy(generator)
+    if average:
+        with torch.no_grad():
+            for parameter, value in zip(sampler.parameters(), average, strict=True):
+                parameter.copy_(value)
+    return estimate_batch_norm(sampler).requires_grad_(False)
 
 
 def estimate_batch_norm(generator, batches=8, batch_size=16):
     """The generator in evaluation mode, its batch norms measured over its own samples.
 
-    Running statistics gathered while the weights changed fit no averaged weights. Leaves the
-    random state as it was; depends on the weights alone.
+    Running statistics gathered while the weights changed fit neither averaged nor final weights.
+    Leaves the random state as it was; depends on the weights alone.
     """
     device = next(generator.parameters()).device
     norms = [m for m in generator.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]
@@ -539,10 +596,10 @@ def plot_losses(folder):
     with open(folder / "log.csv", newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     figure, axes = plt.subplots(figsize=(8, 4), layout="constrained")
-    for name in [name for name in rows[0] if name != "step"]:
-        axes.plot([int(row["step"]) for row in rows], [float(row[name]) for row in rows],
-                  label=name, linewidth=1)
-    axes.set(xlabel="step", ylabel="loss", title=folder.name)
+    iterations = [int(row["iteration"]) for row in rows]
+    for name in [name for name in rows[0] if name not in ("step", "iteration")]:
+        axes.plot(iterations, [float(row[name]) for row in rows], label=name, linewidth=1)
+    axes.set(xlabel="iteration", ylabel="loss", title=folder.name)
     axes.legend()
     with replacing(folder / "losses.png") as file:
         figure.savefig(file, format="png", dpi=100)
@@ -609,8 +666,7 @@ def digest(value):
 def save_checkpoint(folder, state, keep=None):
     """Writes ckpt_<step>.pth, whole or not at all, and then removes all but the newest `keep`.
 
-    `state`: model, config (the networks' arguments), step, args, networks, averaged, optimizers,
-    random, data (fingerprint) and whatever else the script needs to go on.
+    `state`: what Run.save says; plain values, tensors, lists and dicts.
     """
     path = folder / f"ckpt_{state['step']:06d}.pth"
     state = {"format": FORMAT, **state}
@@ -687,6 +743,8 @@ def read_checkpoint(path):
         fail(f"{path} has format {saved['format']}; this version reads up to {FORMAT}")
     elif saved.pop("sha256", None) != digest(saved):
         fail(f"{path} is damaged: its contents do not match their checksum")
+    if "averaged" in saved:  # its name in the first files of this format
+        saved["sampler"] = saved.pop("averaged")
     return {"published": False, **saved, "path": path}
 
 
@@ -699,11 +757,11 @@ def from_published(saved, path):
         z_dim = g["init.init.0.weight_orig"].shape[0]
         features = len(g["feat_128.3.weight"]) // 2
         config = {"image_size": max(sizes), "z_dim": z_dim, "features": features}
-        averaged = dict(g)
+        sampler = dict(g)
         if "g_ema" in saved:
             buffers = ("weight_u", "weight_v", "running_mean", "running_var", "num_batches_tracked")
             names = [name for name in g if not name.endswith(buffers)]
-            averaged.update(zip(names, saved["g_ema"], strict=True))
+            sampler.update(zip(names, saved["g_ema"], strict=True))
     except (AttributeError, KeyError, TypeError, ValueError, IndexError) as error:
         fail(f"{path} is not a FastGAN checkpoint ({type(error).__name__}: {error})")
     step = re.search(r"\d+$", path.stem)
@@ -711,7 +769,7 @@ def from_published(saved, path):
     args = {"size": config["image_size"], "z_dim": z_dim, "features": features}
     return {"model": "fastgan", "config": config, "args": args,
             "step": int(step.group()) if step else 0,
-            "networks": {"generator": g, "discriminator": d}, "averaged": averaged,
+            "networks": {"generator": g, "discriminator": d}, "sampler": sampler,
             "optimizers": optimizers if saved.get("opt_g") else None, "published": True}
 
 
@@ -721,3 +779,143 @@ def load_weights(module, state, path):
         module.load_state_dict(state)
     except (RuntimeError, AttributeError, TypeError, ValueError, KeyError) as error:
         fail(f"{path}: of another network or optimiser ({str(error).splitlines()[-1].strip()})")
+
+
+# ---------------------------------------------------------------------------------------------
+# A run: what has to go on exactly after a stop
+# ---------------------------------------------------------------------------------------------
+
+
+class Run:
+    """Where a training run stands: what is logged, saved and resumed, and in which folder.
+
+        run = Run("gan", args, checkpoint, device, config, networks, optimizers, photos, names)
+        for step in run.steps(args.epochs):
+            run.add(losses)                    # of every iteration
+            run.log()                          # once a step
+            if run.sample_due: ...
+            if run.save_due:
+                run.save(sampler)
+
+    config: the generator's arguments; networks, optimizers: dicts; photos: (their number, their
+    fingerprint); names: of the losses.
+    """
+
+    def __init__(self, model, args, checkpoint, device, config, networks, optimizers, photos,
+                 names):
+        self.model, self.args, self.device, self.config = model, args, device, config
+        self.networks, self.optimizers, self.names = networks, optimizers, names
+        self.photos, self.fingerprint = photos
+        self.checkpoint = checkpoint
+        self.step = self.iteration = self.logged = 0  # logged: the iteration of the last row
+        self.seen = 0  # photos taken so far by `draw`
+        self.losses = []  # of each iteration since that row, on the device
+        if checkpoint:
+            self.restore(checkpoint)
+
+    def restore(self, saved):
+        """Puts the checkpoint's state into the networks, the optimisers and every generator."""
+        check_data(saved, self.args.data, self.fingerprint)
+        self.step, path = saved["step"], saved["path"]
+        for name, network in self.networks.items():
+            load_weights(network, saved["networks"][name], path)
+        if saved["optimizers"]:
+            for name, optimizer in self.optimizers.items():
+                load_weights(optimizer, saved["optimizers"][name], path)
+                for group in optimizer.param_groups:
+                    group["lr"] = self.args.lr
+        else:
+            print(f"{path} holds no optimisers: Adam starts afresh", file=sys.stderr)
+        self.iteration = self.logged = self.step
+        self.seen = self.step * self.args.batch_size
+        if not saved["published"]:
+            self.iteration = saved.get("iteration", self.step)
+            self.logged, self.seen = saved["logged"], saved["seen"]
+            self.losses = [row.to(self.device) for row in saved.get("losses", ())]
+            set_random_state(saved["random"], self.device)
+
+    def steps(self, total):
+        """The steps from here to `total`, with a progress bar; ends early after a signal."""
+        if self.step >= total:
+            print(f"{self.checkpoint['path']} is at step {self.step} of {total}: nothing to do")
+            return
+        self.folder = open_run(self.args, self.model, self.checkpoint)
+        print(f"{self.model} on {self.photos} photos at {self.args.size}×{self.args.size}, "
+              f"{self.device}; run folder {self.folder}", flush=True)
+        self.total, self.stop, self.caught = total, False, catch_signals()
+        self.bar = tqdm(range(self.step + 1, total + 1), initial=self.step, total=total,
+                        unit="step", disable=None)
+        with self.bar:
+            for step in self.bar:
+                self.step = step
+                yield step
+                if self.stop:
+                    break
+        print(f"step {self.step}: {self.path}")
+        if self.stop:
+            print(f"stopped by a signal; --resume {self.folder} goes on", file=sys.stderr)
+            sys.exit(128 + self.caught[0])
+
+    def draw(self):
+        """Indices of the next batch of photos, of an endless row of permutations."""
+        self.seen += self.args.batch_size
+        return data_order(self.photos, self.seen - self.args.batch_size, self.args.batch_size,
+                          self.args.seed)
+
+    def add(self, losses):
+        """Counts an iteration and its losses, a tensor (len(names),)."""
+        self.losses.append(losses)
+        self.iteration += 1
+
+    def unlogged(self):
+        """The losses since the last row of the log, (iterations, len(names))."""
+        return torch.stack(self.losses) if self.losses else torch.empty(0, len(self.names))
+
+    @property
+    def log_due(self):
+        return self.step % self.args.log_every == 0
+
+    @property
+    def sample_due(self):
+        return self.step % self.args.sample_every == 0 or self.step == self.total
+
+    @property
+    def save_due(self):
+        return self.stop or self.step % self.args.ckpt_every == 0 or self.step == self.total
+
+    def log(self, **more):
+        """A row of mean losses where one is due, with `more` columns; losses must be finite."""
+        self.stop = bool(self.caught)  # asked for once a step, so that all of it sees the same
+        if not (self.log_due or self.save_due):
+            return
+        losses = self.unlogged().cpu()
+        bad = (~losses.isfinite()).nonzero().tolist()
+        bad = [(self.logged + 1 + row, self.names[column], losses[row, column].item())
+               for row, column in bad[:1]]
+        bad += [(self.iteration, *item) for item in more.items() if not math.isfinite(item[1])]
+        for iteration, name, value in bad[:1]:
+            fail(f"{name} became {value:g} in iteration {iteration} (step {self.step}): stopped; "
+                 "the checkpoints written before are good")
+        if self.log_due:
+            means = dict(zip(self.names, losses.double().mean(0).tolist(), strict=True)) | more
+            append_row(self.folder / "log.csv",
+                       {"step": self.step, "iteration": self.iteration, **means})
+            self.bar.set_postfix({name: f"{loss:.3f}" for name, loss in means.items()})
+            self.losses, self.logged = [], self.iteration
+
+    def save_grid(self, images, kind="samples", columns=8):
+        """<kind>_<step>.png, and losses.png anew."""
+        save_grid(images, self.folder / f"{kind}_{self.step:06d}.png", columns)
+        plot_losses(self.folder)
+
+    def save(self, sampler):
+        """ckpt_<step>.pth; sampler: the generator to sample from, in evaluation mode."""
+        self.path = save_checkpoint(self.folder, {
+            "model": self.model, "config": self.config, "fit": self.args.fit, "step": self.step,
+            "args": vars(self.args), "sampler": sampler.state_dict(),
+            "networks": {name: net.state_dict() for name, net in self.networks.items()},
+            "optimizers": {name: adam.state_dict() for name, adam in self.optimizers.items()},
+            "random": random_state(self.device), "data": self.fingerprint,
+            "iteration": self.iteration, "logged": self.logged, "seen": self.seen,
+            "losses": self.unlogged(),
+        }, self.args.keep)

@@ -23,11 +23,11 @@ def write_checkpoint(folder, step, size=256, seed=0):
     config = {"image_size": size, "z_dim": 64, "features": 4}
     generator = nets.FastGANGenerator(**config)
     average = [p.detach() for p in generator.parameters()]
-    averaged = training.averaged_generator(generator, average).state_dict()
+    averaged = training.sampling_copy(generator, average).state_dict()
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "args.json").write_text('{"model": "fastgan"}')
     return training.save_checkpoint(folder, {
-        "model": "fastgan", "config": config, "step": step, "averaged": averaged,
+        "model": "fastgan", "config": config, "step": step, "sampler": averaged,
         "networks": {"generator": generator.state_dict()}, "optimizers": None,
         "data": None if step < 20 else "of other photos"})
 

@@ -37,6 +37,7 @@ def test_batches_are_mirrored_half_the_time_and_span_minus_one_to_one():
     images = torch.zeros(1, 3, 2, 2, dtype=torch.uint8)
     images[0, :, :, 0] = 255
     batch = training.take_batch(images, torch.zeros(2000, dtype=torch.long), torch.device("cpu"))
+    batch = training.mirror(batch)
     assert set(batch.unique().tolist()) == {-1.0, 1.0}
     share = (batch[:, 0, 0, 0] == -1).float().mean()
     assert 0.45 < share < 0.55
@@ -107,7 +108,7 @@ def test_an_image_depends_on_its_latent_alone():
     generator.feat_8[2].weight.fill_(0.5)  # a strength that would show
     before = torch.get_rng_state()
     average = [parameter * 1.1 for parameter in generator.parameters()]
-    averaged = training.averaged_generator(generator, average)
+    averaged = training.sampling_copy(generator, average)
     assert torch.equal(torch.get_rng_state(), before)
     z = training.latents(0, range(16), 64)
     with torch.enable_grad():

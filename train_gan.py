@@ -1,0 +1,81 @@
+"""Train a GAN of linear layers (Goodfellow et al. 2014, arXiv 1406.2661) on small images.
+
+    python train_gan.py --data data/all                      # the study: 28×28, 50 epochs
+    python train_gan.py --data data/all --limit 2 --epochs 3000 --ckpt-every 1000 --sample-every 500
+    python train_gan.py --data data/digits                   # prepare_data.py --digits draws them
+    python train_gan.py --demo                               # drawn scenes, a minute on a CPU
+
+Checkpoints, samples and the log go to runs/gan-<data>-<time>/; a step is an epoch.
+"""
+
+import torch
+from torch.nn import functional as F
+
+import training
+from nets import GANDiscriminator, GANGenerator
+
+DEMO = {"data": "data/demo", "batch_size": 16, "epochs": 200, "ckpt_every": 100,
+        "sample_every": 50, "log_every": 5}
+
+
+def train_step(networks, optimizers, real):
+    """One update of both networks on photos (n, 3, h, w) in [-1, 1]: (d_loss, g_loss), detached.
+
+    Binary cross-entropy on logits; G's is the non-saturating one. D has no batch norm, so that
+    photos and samples can be one batch.
+    """
+    generator, discriminator = networks["generator"], networks["discriminator"]
+    n = len(real)
+    fake = generator(torch.randn(n, generator.z_dim, device=real.device))
+    is_real = torch.cat([torch.ones(n, device=real.device), torch.zeros(n, device=real.device)])
+
+    logits = discriminator(torch.cat([real, fake.detach()]))
+    d_loss = F.binary_cross_entropy_with_logits(logits, is_real)
+    optimizers["discriminator"].zero_grad()
+    d_loss.backward()
+    optimizers["discriminator"].step()
+
+    discriminator.requires_grad_(False)  # its gradients would be thrown away
+    g_loss = F.binary_cross_entropy_with_logits(discriminator(fake), is_real[:n])
+    optimizers["generator"].zero_grad()
+    g_loss.backward()
+    optimizers["generator"].step()
+    discriminator.requires_grad_(True)
+    return torch.stack([d_loss, g_loss]).detach()
+
+
+def main(args, checkpoint):
+    config = {"image_size": args.size, "z_dim": args.z_dim}
+    device = training.start(args, checkpoint, DEMO, **config)
+    networks = {"generator": GANGenerator(**config).to(device),
+                "discriminator": GANDiscriminator(args.size).to(device)}
+    optimizers = {name: torch.optim.AdamW(network.parameters(), args.lr, (0.5, 0.999))
+                  for name, network in networks.items()}
+    images, fingerprint = training.load_photos(args)
+    images = training.place_images(images, device)
+    run = training.Run("gan", args, checkpoint, device, config, networks, optimizers,
+                       (len(images), fingerprint), ["d_loss", "g_loss"])
+    fixed = training.latents(args.seed, range(64), args.z_dim).to(device)
+
+    for epoch in run.steps(args.epochs):
+        for indices in training.epoch_batches(len(images), args.batch_size, epoch - 1, args.seed):
+            real = training.take_batch(images, indices, device)
+            run.add(train_step(networks, optimizers, real))
+        run.log()
+        if run.sample_due or run.save_due:
+            sampler = training.sampling_copy(networks["generator"])
+        if run.sample_due:
+            run.save_grid(sampler(fixed))
+        if run.save_due:
+            run.save(sampler)
+
+
+if __name__ == "__main__":
+    parser = training.Parser(__doc__)
+    training.add_common_arguments(parser, data="data/all", size=28, fit="square", lr=2e-4,
+                                  batch_size=128, every=(10, 5, 1))
+    group = parser.add_argument_group("GAN")
+    group.add_argument("--epochs", type=training.count, default=50, help="steps in all")
+    group.add_argument("--z-dim", type=training.count, default=50, help="length of a latent")
+    with training.system_errors():
+        main(*training.parse_arguments(parser, "gan", DEMO))

@@ -1,0 +1,121 @@
+"""Train a convolutional VAE (Kingma and Welling 2013, arXiv 1312.6114) on a folder of photos.
+
+    python train_vae.py --data data/bedroom                       # the study's second: 256×256
+    python train_vae.py --data data/bedroom --size 64 --latent 256 --lr 5e-3 --lr-decay 0.95 \\
+        --batch-size 64 --epochs 100                              # its first
+    python train_vae.py --resume latest --epochs 2000             # exactly continued
+    python train_vae.py --demo                                    # drawn scenes, minutes on a CPU
+
+Checkpoints, samples, reconstructions and the log go to runs/vae-<data>-<time>/; a step is an epoch.
+"""
+
+import torch
+from torch.nn import functional as F
+
+import training
+from nets import VAE
+
+DEMO = {"data": "data/demo", "size": 64, "latent": 64, "lr": 1e-3, "batch_size": 16, "epochs": 200,
+        "ckpt_every": 100, "sample_every": 50, "log_every": 5}
+
+
+def divergence(mean, log_variance):
+    """KL(N(mean, variance) || N(0, 1)) of latents (n, z_dim), a mean over images, in nats.
+
+    Kingma and Welling 2013, appendix B. Finite for what nets.VAEEncoder gives.
+    """
+    terms = mean.square() + log_variance.exp() - 1 - log_variance
+    return terms.sum(1).mean() / 2
+
+
+def losses(vae, images):
+    """(mean squared error over pixels, KL) of images in [-1, 1]."""
+    reconstructed, mean, log_variance = vae(images)
+    return F.mse_loss(reconstructed.float(), images), divergence(mean, log_variance)
+
+
+def train_step(vae, optimizer, real, kl_weight):
+    """One update on photos (n, 3, h, w) in [-1, 1]: (reconstruction, KL, total), detached."""
+    reconstruction, kl = losses(vae, real)
+    total = reconstruction + kl_weight * kl
+    optimizer.zero_grad()
+    total.backward()
+    optimizer.step()
+    return torch.stack([reconstruction, kl, total]).detach()
+
+
+@torch.no_grad()
+def validate(vae, images, batch_size, kl_weight, device):
+    """The losses over all validation photos, in evaluation mode, as columns of the log."""
+    vae.eval()
+    sums = torch.zeros(2, device=device)
+    for indices in torch.arange(len(images)).split(batch_size):
+        batch = training.take_batch(images, indices, device)
+        sums += torch.stack(losses(vae, batch)) * len(batch)
+    vae.train()
+    reconstruction, kl = (sums / len(images)).tolist()
+    return {"val_reconstruction": reconstruction, "val_kl": kl,
+            "val_total": reconstruction + kl_weight * kl}
+
+
+@torch.no_grad()
+def reconstructions(vae, sets, device):
+    """Eight photos of each set and, below them, what a VAE in evaluation mode makes of them."""
+    rows = []
+    for images in sets:
+        batch = training.take_batch(images, torch.arange(8) % len(images), device)
+        rows += [batch, vae(batch)[0]]
+    return torch.cat(rows)
+
+
+def main(args, checkpoint):
+    config = {"image_size": args.size, "z_dim": args.latent}
+    device = training.start(args, checkpoint, DEMO, **config)
+    try:
+        vae = VAE(**config).to(device)
+    except ValueError as error:
+        training.fail(f"--size {args.size}: {error}")
+    optimizer = torch.optim.Adam(vae.parameters(), args.lr)
+    images, fingerprint = training.load_photos(args)
+    sets = [training.place_images(images, device)]
+    if training.has_validation(args.data):
+        sets.append(training.place_images(training.load_photos(args, "val")[0], device))
+    # The decoder is named as the generator of the other models is, and sampled from like it.
+    networks = {"encoder": vae.encoder, "generator": vae.decoder}
+    run = training.Run("vae", args, checkpoint, device, config, networks, {"vae": optimizer},
+                       (len(images), fingerprint), ["reconstruction", "kl", "total"])
+    fixed = training.latents(args.seed, range(16), args.latent).to(device)
+
+    for epoch in run.steps(args.epochs):
+        for group in optimizer.param_groups:
+            group["lr"] = args.lr * args.lr_decay ** (epoch - 1)
+        for indices in training.epoch_batches(len(images), args.batch_size, epoch - 1, args.seed):
+            real = training.take_batch(sets[0], indices, device)
+            run.add(train_step(vae, optimizer, real, args.kl_weight))
+        if run.log_due and len(sets) > 1:
+            run.log(**validate(vae, sets[1], args.batch_size, args.kl_weight, device))
+        else:
+            run.log()
+        if run.sample_due:
+            vae.eval()
+            with torch.no_grad():
+                run.save_grid(vae.decoder(fixed))
+            run.save_grid(reconstructions(vae, sets, device), "reconstructions")
+            vae.train()
+        if run.save_due:
+            run.save(vae.decoder)
+
+
+if __name__ == "__main__":
+    parser = training.Parser(__doc__)
+    training.add_common_arguments(parser, data="data/bedroom", size=256, fit="square", lr=3e-4,
+                                  batch_size=8, every=(50, 25, 5))
+    group = parser.add_argument_group("VAE")
+    group.add_argument("--epochs", type=training.count, default=1500, help="steps in all")
+    group.add_argument("--latent", type=training.count, default=512, help="length of a latent")
+    group.add_argument("--kl-weight", type=training.number(float, 0), default=0.00025,
+                       help="of the KL divergence beside the mean squared error")
+    group.add_argument("--lr-decay", type=training.positive, default=1.0,
+                       help="factor on the learning rate after each epoch")
+    with training.system_errors():
+        main(*training.parse_arguments(parser, "vae", DEMO))
