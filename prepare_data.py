@@ -4,11 +4,14 @@
     python prepare_data.py --download               # MIT Indoor Scenes (2.6 GB), its bedrooms
     python prepare_data.py --archive indoorCVPR_09.tar --class kitchen
     python prepare_data.py --images ~/photos --out data/mine --val-fraction 0.2
+    python prepare_data.py --digits                 # 1,797 digits, 8x8: no network needed
+    python prepare_data.py --mnist                  # 70,000 digits, 28x28 (12 MB)
 
 Writes OUT/train/, OUT/val/ and OUT/manifest.csv. An upright 8-bit RGB JPEG or PNG keeps its
 bytes, anything else becomes an upright 8-bit RGB PNG, and what does not decode is left out with a
 warning. The split depends on the pixels and on --seed alone, and photos with identical pixels stay
-on one side. Running it again changes nothing; nothing that it did not write is ever overwritten.
+on one side; MNIST's own two sets are split as one. Running it again changes nothing; nothing that
+it did not write is ever overwritten.
 """
 
 import argparse
@@ -21,6 +24,7 @@ import os
 import random
 import shutil
 import signal
+import socket
 import sys
 import tarfile
 import time
@@ -151,6 +155,49 @@ def download(url, folder):
         have = part.stat().st_size if part.exists() else 0
         time.sleep(1)
     raise InputError(f"{url}: {reason} after {have:,} bytes; running again resumes from there")
+
+
+def digit_photos(name, images, labels):
+    """White digits on black from uint8 images (n, height, width), their labels in their names."""
+    header = b"P5 %d %d 255\n" % images.shape[:0:-1]  # a PGM file, which `convert` reads
+    return len(images), (
+        (f"{name}:{i}", f"digit_{i:05d}_{label}.png", partial(bytes, header + image.tobytes()))
+        for i, (image, label) in enumerate(zip(images, labels, strict=True)))
+
+
+def bundled_digits():
+    """(images, labels) of the 1,797 digits that scikit-learn brings, their 0..16 made 0..255."""
+    from sklearn.datasets import load_digits  # slow to import, as torchvision is
+
+    digits = load_digits()
+    return (digits.images * 255 / 16).round().astype(np.uint8), digits.target
+
+
+def mnist(cache):
+    """(images, labels) of MNIST through torchvision, which keeps it in `cache`.
+
+    Its 60,000 training digits come first, then its 10,000 test digits.
+    """
+    from torchvision.datasets import MNIST
+
+    socket.setdefaulttimeout(30)  # torchvision sets none
+    raw = cache / "MNIST" / "raw"
+    raw.mkdir(parents=True, exist_ok=True)
+    try:
+        parts = [MNIST(cache, train=train, download=True) for train in (True, False)]
+        if any(len(part.data) != len(part.targets) for part in parts):
+            raise ValueError("images and labels differ in number")
+        return (np.concatenate([part.data for part in parts]),
+                np.concatenate([part.targets for part in parts]))
+    except Exception as error:  # torchvision answers broken files with nearly every type there is
+        reason = (str(error).splitlines() or [type(error).__name__])[-1]
+        missing = [f for f, _ in MNIST.resources if not (raw / f.removesuffix(".gz")).exists()]
+        if not missing:
+            raise InputError(f"{raw} does not hold MNIST ({reason}): empty it and run again, or "
+                             "use --digits, which needs no network") from error
+        raise InputError(
+            f"could not fetch {MNIST.mirrors[0]}{missing[0]} ({reason}): put {', '.join(missing)} "
+            f"into {raw} and run again, or use --digits, which needs no network") from error
 
 
 # ----------------------------------------------------------------------------------------- photos
@@ -674,6 +721,10 @@ def main(args):
     elif args.demo is not None:
         total, items = args.demo, ((f"demo:{args.seed}:{i}", f"scene_{i:05d}.png", partial(
             demo_scene, args.seed, i)) for i in range(args.demo))
+    elif args.digits:
+        total, items = digit_photos("digits", *bundled_digits())
+    elif args.mnist:
+        total, items = digit_photos("mnist", *mnist(Path("data", ".mnist")))
     else:
         archive = args.archive or download(args.download, Path("data"))
         total, items = archive_photos(archive, args.class_name)
@@ -701,14 +752,17 @@ def parse_args(parser):
                         help="fetch an archive into data/ (default: MIT Indoor Scenes, 2.6 GB)")
     source.add_argument("--images", type=Path, metavar="DIR", help="your own photos, recursively")
     source.add_argument("--demo", type=int, metavar="N", help="draw N bedroom scenes")
+    source.add_argument("--digits", action="store_true", help="scikit-learn's 1,797 digits, 8x8")
+    source.add_argument("--mnist", action="store_true", help="fetch MNIST's 70,000 digits, 28x28")
     parser.add_argument("--class", dest="class_name", metavar="NAME",
                         help="which photos of an archive (default: bedroom); all takes every class")
     parser.add_argument("--val-fraction", type=float, default=0.5, metavar="F",
                         help="share of the photos kept for validation (default: 0.5)")
     parser.add_argument("--seed", type=int, default=0, help="of split and demo scenes")
-    parser.add_argument("--min-size", type=int, default=64, metavar="PIXELS",
-                        help="leave out photos whose shorter side is less (default: 64)")
-    parser.add_argument("--out", type=Path, help="default: data/<class, folder name or demo>")
+    parser.add_argument("--min-size", type=int, metavar="PIXELS", help="leave out photos whose "
+                        "shorter side is less (default: 64; of digits, none)")
+    parser.add_argument("--out", type=Path,
+                        help="default: data/<class, folder name, demo, digits or mnist>")
     args = parser.parse_args()
     if not 0 <= args.val_fraction < 1:
         parser.error(f"--val-fraction {args.val_fraction} is not at least 0 and less than 1")
@@ -718,8 +772,11 @@ def parse_args(parser):
         parser.error("--class goes with --archive or --download")
     if args.class_name is None:
         args.class_name = "bedroom"
-    name = args.images.resolve().name if args.images else args.class_name
-    args.out = args.out or Path("data", "demo" if args.demo is not None else name)
+    if args.min_size is None:
+        args.min_size = 0 if args.digits or args.mnist else 64
+    name = ("demo" if args.demo is not None else "digits" if args.digits else "mnist" if args.mnist
+            else args.images.resolve().name if args.images else args.class_name)
+    args.out = args.out or Path("data", name)
     return args
 
 

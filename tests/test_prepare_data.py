@@ -4,6 +4,7 @@ import csv
 import hashlib
 import io
 import os
+import shutil
 import signal
 import struct
 import subprocess
@@ -12,12 +13,14 @@ import tarfile
 import threading
 import time
 import zlib
+from collections import Counter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from sklearn.datasets import load_digits
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPT = ROOT / "prepare_data.py"
@@ -32,9 +35,10 @@ def prepare(*args, code=0, **kwargs):
 
 
 def refuse(*args, says, **kwargs):
-    """Exit code 2 and one line on stderr that contains `says`."""
+    """Exit code 2 and one line on stderr that contains `says`; returns that line."""
     line, = prepare(*args, code=2, **kwargs).stderr.splitlines()
     assert line.startswith("prepare_data.py: error: ") and says in line, line
+    return line
 
 
 def manifest(out):
@@ -434,6 +438,97 @@ def test_download_errors_name_the_url(tmp_path, serve):
     assert {p.name for p in data.iterdir()} == {"indoor.tar.part", "indoorCVPR_09.tar"}
 
 
+# ----------------------------------------------------------------------------------------- digits
+
+RAW = "data/.mnist/MNIST/raw"
+OFFLINE = {**os.environ, **dict.fromkeys(
+    ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), "http://127.0.0.1:9"),
+    "no_proxy": "", "NO_PROXY": ""}
+
+
+def mnist_files(folder):
+    """30 and 8 noisy digits in MNIST's files; the last test digit repeats the first train digit."""
+    (folder / RAW).mkdir(parents=True)
+    images = np.random.default_rng(5).integers(0, 256, (38, 28, 28), dtype=np.uint8)
+    labels = np.arange(38, dtype=np.uint8) * 7 % 10
+    images[37] = images[0]
+    for part, rows in (("train", slice(0, 30)), ("t10k", slice(30, 38))):
+        n = len(images[rows])
+        (folder / RAW / f"{part}-images-idx3-ubyte").write_bytes(
+            struct.pack(">4I", 0x803, n, 28, 28) + images[rows].tobytes())
+        (folder / RAW / f"{part}-labels-idx1-ubyte").write_bytes(
+            struct.pack(">2I", 0x801, n) + labels[rows].tobytes())
+    return images, labels
+
+
+def check_digits(out, name, images, labels):
+    """Every (n, height, width) image, once, in its row's file, grey and to the nearest integer."""
+    rows = {row["source"]: row for row in manifest(out)}
+    assert set(rows) == {f"{name}:{i}" for i in range(len(images))}
+    assert len(snapshot(out)) == len(rows) + 1
+    for i, (image, label) in enumerate(zip(images, labels, strict=True)):
+        row = rows[f"{name}:{i}"]
+        assert row["file"] == f"{row['split']}/digit_{i:05d}_{label}.png"
+        written = Image.open(out / row["file"])
+        assert (written.format, written.mode) == ("PNG", "RGB")
+        assert np.abs(np.asarray(written) - grey(image)).max() <= 0.5, row["file"]
+    return rows
+
+
+def test_bundled_digits(tmp_path):
+    digits = load_digits()
+    prepare("--digits", cwd=tmp_path, env=OFFLINE)
+    out = tmp_path / "data" / "digits"
+    rows = check_digits(out, "digits", digits.images / 16 * 255, digits.target)
+    assert Counter(row["split"] for row in rows.values()) == {"train": 899, "val": 898}
+    levels = {v for row in rows.values() for v in Image.open(out / row["file"]).tobytes()}
+    assert len(levels) == 17 and {0, 255} < levels
+    assert "nothing changed" in prepare("--digits", cwd=tmp_path).stdout
+    prepare("--digits", "--min-size", 8, "--val-fraction", 0, "--out", tmp_path / "all")
+    assert len(manifest(tmp_path / "all")) == 1797
+
+
+def test_mnist_that_is_there_needs_no_network(tmp_path):
+    images, labels = mnist_files(tmp_path)
+    before = snapshot(tmp_path / RAW)
+    for seed in range(3):
+        out = tmp_path / "data" / ("mnist" if not seed else str(seed))
+        prepare("--mnist", "--seed", seed, *(("--out", out) if seed else ()), cwd=tmp_path,
+                env=OFFLINE)
+        rows = check_digits(out, "mnist", images.astype(float), labels)
+        assert rows["mnist:0"]["split"] == rows["mnist:37"]["split"]
+        assert sum(row["split"] == "val" for row in rows.values()) == 19
+    assert "nothing changed" in prepare("--mnist", cwd=tmp_path, env=OFFLINE).stdout
+    assert snapshot(tmp_path / RAW) == before
+
+
+def test_mnist_without_network_names_url_place_and_way_out(tmp_path):
+    names = [f"{part}-{kind}-ubyte.gz" for part in ("train", "t10k")
+             for kind in ("images-idx3", "labels-idx1")]
+    line = refuse("--mnist", cwd=tmp_path, env=OFFLINE, says="could not fetch http")
+    assert f"/{names[0]} (" in line and "refused" in line
+    assert f"put {', '.join(names)} into {RAW} " in line and "use --digits" in line
+    assert not snapshot(tmp_path)
+    shutil.rmtree(tmp_path / "data")
+    mnist_files(tmp_path)
+    (tmp_path / RAW / "train-labels-idx1-ubyte").unlink()
+    refuse("--mnist", cwd=tmp_path, env=OFFLINE, says=f"put {names[1]} into {RAW} ")
+    assert len(snapshot(tmp_path)) == 3
+
+
+def test_damaged_mnist_is_refused(tmp_path):
+    mnist_files(tmp_path)
+    whole = snapshot(tmp_path / RAW)
+    images, labels = "train-images-idx3-ubyte", "t10k-labels-idx1-ubyte"
+    for name, bad in ((images, whole[images][:999]), (images, whole[images][:9]),
+                      (labels, b""), (labels, b"<html>no</html>"),
+                      (labels, whole["train-labels-idx1-ubyte"])):
+        (tmp_path / RAW / name).write_bytes(bad)
+        refuse("--mnist", cwd=tmp_path, env=OFFLINE, says=f"{RAW} does not hold MNIST (")
+        assert snapshot(tmp_path) == {f"{RAW}/{k}": v for k, v in {**whole, name: bad}.items()}
+        (tmp_path / RAW / name).write_bytes(whole[name])
+
+
 # ------------------------------------------------------------------------------------ demo scenes
 
 
@@ -465,6 +560,9 @@ BAD = [
     (["--demo", "2", "--val-fraction", "0.1"], "both sides need one"),
     (["--demo", "2", "--min-size", "513"], "both sides need one"),
     (["--demo", "4", "--class", "bedroom"], "--class goes with"),
+    (["--digits", "--class", "7"], "--class goes with"),
+    (["--digits", "--mnist"], "not allowed with"),
+    (["--digits", "--min-size", "9"], "both sides need one"),
     (["--demo", "2", "--out", "file/below"], "file"),
     (["--demo", "2", "--out", "x" * 4000], "File name too long"),
     (["--images", "missing"], "missing"),
@@ -493,10 +591,16 @@ def test_bad_input_gets_one_line(tmp_path):
         assert set(tmp_path.rglob("*")) == before, args
 
 
-def test_help_is_quick_and_imports_no_torch():
-    code = ("import sys, runpy; sys.argv = ['prepare_data.py', '--help']\n"
-            "try: runpy.run_path(sys.argv[0], run_name='__main__')\n"
-            "finally: assert 'torch' not in sys.modules")
-    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+@pytest.mark.parametrize(("args", "unwanted"), [
+    (["--help"], {"torch", "sklearn"}), (["--demo", "2"], {"torch", "sklearn"}),
+    (["--digits"], {"torch"}),
+])
+def test_slow_imports_wait_for_the_option_that_needs_them(tmp_path, args, unwanted):
+    code = ("import sys, runpy\n"
+            f"try: runpy.run_path({str(SCRIPT)!r}, run_name='__main__')\n"
+            f"finally: assert not {unwanted} & set(sys.modules)")
+    result = subprocess.run([sys.executable, "-c", code, *args], cwd=tmp_path,
+                            capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
-    assert "--val-fraction" in result.stdout and "prepare_data.py --demo 64" in result.stdout
+    if args == ["--help"]:
+        assert "--val-fraction" in result.stdout and "prepare_data.py --demo 64" in result.stdout
