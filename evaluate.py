@@ -2,20 +2,28 @@
 
     python evaluate.py                                   # newest checkpoint of the newest run
     python evaluate.py --ckpt 10000 50000                # steps of that run, a column each
-    python evaluate.py --run runs/NAME --ckpt all
-    python evaluate.py --ckpt a/ckpt_050000.pth all_50000.pth
+    python evaluate.py --run runs/NAME --ckpt all        # and the curve over its steps
+    python evaluate.py --ckpt runs/*/ckpt_*.pth          # several runs in one table
     python evaluate.py --samples DIR --data data/bedroom # images of any generator
+    python evaluate.py --json - > numbers.json           # for shell loops
 
-Writes metrics.json, metrics.csv, table.md, table.png, neighbours_*.png and pca_*.png to
-<run>/eval/. The REAL column compares training with validation photos: the best that can be had.
+Writes metrics.json, metrics.csv, table.md, table.png, pca_real.png, for each column
+pca_<name>.png and neighbours_<cosine|lpips>_<name>.png, curve.png where a run has two columns or
+more, and fit_<name>.png on request to <run>/eval/. Features are kept in <data>/.cache/ and
+<run>/eval/.cache/: the next call computes only what is new. The REAL column compares training
+with validation photos: the best that can be had.
 """
 
 import csv
+import functools
+import hashlib
 import io
 import json
+import math
 import re
 import sys
-from collections import Counter
+from collections import Counter, deque
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,27 +35,44 @@ from tqdm import tqdm
 
 import metrics
 import training
-from nets import FastGANGenerator
+from nets import DCGANGenerator, FastGANGenerator, GANGenerator, VAEDecoder
 
-GENERATORS = {"fastgan": FastGANGenerator}
+GENERATORS = {"gan": GANGenerator, "dcgan": DCGANGenerator, "vae": VAEDecoder,
+              "fastgan": FastGANGenerator}
 RANDOM = "random features: not comparable with published numbers"
-ROWS = {
-    "fid_train": "FID train",
-    "fid_validation": "FID validation",
-    "aa_train": "AA train",
-    "aa_test": "AA test",
-    "privacy_loss": "privacy loss",
-    "aa_train_lpips": "AA train, LPIPS",
-    "aa_test_lpips": "AA test, LPIPS",
-    "privacy_loss_lpips": "privacy loss, LPIPS",
+ROWS = {  # name in JSON and CSV: (in the table, the ideal: the nearest to it is the best, digits)
+    "fid_train": ("FID train", 0, 1),
+    "fid_validation": ("FID validation", 0, 1),
+    "fid_infinity_train": ("FID∞ train", 0, 1),
+    "fid_infinity_validation": ("FID∞ validation", 0, 1),
+    "kid_train": ("KID train", 0, 4),
+    "kid_validation": ("KID validation", 0, 4),
+    "precision": ("precision", 1, 2),
+    "recall": ("recall", 1, 2),
+    "density": ("density", 1, 2),
+    "coverage": ("coverage", 1, 2),
+    "aa_train": ("AA train", 0.5, 2),
+    "aa_test": ("AA test", 0.5, 2),
+    "privacy_loss": ("privacy loss", 0, 2),
+    "copies": ("suspected copies", 0, 2),
+    "aa_train_lpips": ("AA train, LPIPS", 0.5, 2),
+    "aa_test_lpips": ("AA test, LPIPS", 0.5, 2),
+    "privacy_loss_lpips": ("privacy loss, LPIPS", 0, 2),
+    "copies_lpips": ("suspected copies, LPIPS", 0, 2),
 }
 STUDY = [  # published, not ours: 331 images a set at 1024×1024
-    {"name": f"published {name}", **dict(zip(list(ROWS)[:5], numbers, strict=True))}
+    {"name": f"published {name}", **dict(zip(
+        ("fid_train", "fid_validation", "aa_train", "aa_test", "privacy_loss"), numbers,
+        strict=True))}
     for name, *numbers in [
         ("REAL", None, 63, 0.55, None, None), ("10K", 89, 87, 0.91, 0.91, 0.00),
         ("50K", 76, 74, 0.86, 0.85, -0.01), ("100K", 79, 78, 0.86, 0.84, -0.02),
         ("150K", 77, 77, 0.86, 0.85, -0.01)]
 ]
+BATCH = 32  # images on their way at once
+LISTED = 32  # neighbours kept of a point in a set of n: enough for any random half of it
+FEWEST_FOR_INFINITY = 100  # images a set: with fewer, half of them say little of the trend
+CACHE = 1  # raised when features or lists change their meaning: older caches are then made anew
 
 
 class Column(NamedTuple):
@@ -56,7 +81,8 @@ class Column(NamedTuple):
     name: str
     home: Path
     size: int
-    source: dict | list  # a checkpoint, or image files
+    source: dict | list  # a checkpoint without its networks, or image files
+    key: str = ""  # digest of what determines its images
 
 
 # ---------------------------------------------------------------------------------------------
@@ -93,11 +119,13 @@ def checkpoint_columns(args):
         checkpoint = training.read_checkpoint(path)
         if checkpoint["model"] not in GENERATORS:
             training.fail(f"{path}: unknown model {checkpoint['model']}")
-        for unused in ("networks", "optimizers"):  # most of its memory
-            checkpoint.pop(unused, None)
+        key = training.digest([checkpoint[name] for name in
+                               ("model", "config", "sampler", "published")])
+        for large in ("networks", "optimizers", "sampler"):  # read again when it samples
+            checkpoint.pop(large, None)
         name = f"{checkpoint['model']} {checkpoint['step']}"
-        columns.append(
-            Column(name, path.parent, checkpoint["config"]["image_size"], checkpoint))
+        size = checkpoint["config"]["image_size"]
+        columns.append(Column(name, path.parent, size, checkpoint, key))
     return columns
 
 
@@ -120,18 +148,20 @@ def folder_column(folder, size):
     files = training.image_files(folder)
     if len(files) < 2:
         training.fail(f"--samples {folder} holds {len(files)} images; at least 2 are needed")
-    sizes = {}
+    sizes, contents = {}, []
     for file in files:
         try:
             with Image.open(file) as image:
                 sizes.setdefault(image.size, file)
+            contents.append(hashlib.sha256(file.read_bytes()).hexdigest())
         except OSError as error:
             training.fail(f"{file} cannot be read: {error}")
     if len(sizes) > 1 and not size:
         (one, a), (other, b) = list(sizes.items())[:2]
         training.fail(f"images of several sizes ({a} is {one[0]}×{one[1]}, {b.name} "
                       f"{other[0]}×{other[1]}); --size N brings all to one")
-    return Column(Path(folder).resolve().name, Path(folder), min(next(iter(sizes))), files)
+    key = training.digest(contents)
+    return Column(Path(folder).resolve().name, Path(folder), min(next(iter(sizes))), files, key)
 
 
 def common_data(columns):
@@ -143,44 +173,69 @@ def common_data(columns):
     return folders.pop()
 
 
+def common_fit(columns, wanted):
+    """How photos become square: as `wanted`, else as the checkpoints' were, else by stretching."""
+    fits = {column.name: column.source.get("fit", "square") for column in columns
+            if isinstance(column.source, dict)}
+    fit = wanted or (set(fits.values()).pop() if len(set(fits.values())) == 1 else "square")
+    if others := [name for name in fits if fits[name] != fit]:
+        print(f"warning: --fit {fit} for all photos, but {', '.join(others)} trained on "
+              f"{'crop' if fit == 'square' else 'square'} ones", file=sys.stderr)
+    return fit
+
+
 # ---------------------------------------------------------------------------------------------
-# Images and features
+# Images
 # ---------------------------------------------------------------------------------------------
+
+
+def load_generator(checkpoint, device):
+    """The network to sample from of a checkpoint, in evaluation mode."""
+    try:
+        generator = GENERATORS[checkpoint["model"]](**checkpoint["config"])
+    except (TypeError, ValueError) as error:
+        training.fail(f"{checkpoint['path']}: {error}")
+    state = training.read_checkpoint(checkpoint["path"])["sampler"]
+    training.load_weights(generator, state, checkpoint["path"])
+    generator = generator.to(device).eval()
+    return training.estimate_batch_norm(generator) if checkpoint["published"] else generator
 
 
 @torch.no_grad()
-def sample(checkpoint, n, seed, device, batch_size=8):
-    """uint8 (n, 3, size, size) of a checkpoint's averaged generator; image i is of latent i.
+def sample(generator, rows, seed, batch_size=8):
+    """Batches of uint8 images; image i is of latent rows[i] alone.
 
-    The last batch is filled up: an image is the same, to the bit, whatever n is.
+    The last batch is filled up: an image is the same, to the bit, however many there are.
     """
-    config = checkpoint["config"]
-    try:
-        generator = GENERATORS[checkpoint["model"]](**config)
-    except (TypeError, ValueError) as error:
-        training.fail(f"{checkpoint['path']}: {error}")
-    training.load_weights(generator, checkpoint["averaged"], checkpoint["path"])
-    generator = generator.to(device).eval()
-    if checkpoint["published"]:
-        training.estimate_batch_norm(generator)
-    images = []
-    bar = tqdm(total=n, desc="sampling", unit="img", disable=None, leave=False)
-    with bar:
-        for start in range(0, n, batch_size):
-            rows = range(start, start + batch_size)
-            batch = generator(training.latents(seed, rows, config["z_dim"]).to(device))[0]
+    device = next(generator.parameters()).device
+    for some in torch.as_tensor(rows).split(BATCH):
+        images = []
+        for part in some.split(batch_size):
+            filled = F.pad(part, (0, batch_size - len(part))).tolist()
+            batch = generator(training.latents(seed, filled, generator.z_dim).to(device))
+            batch = batch[0] if isinstance(batch, tuple) else batch  # FastGAN's small image
             images.append(training.to_uint8(batch).cpu())
-            bar.update(batch_size)
-    return torch.cat(images)[:n]
+        yield torch.cat(images)[: len(some)]
+
+
+def decoded(files, size, fit):
+    """Batches of uint8 images (b, 3, size, size) of files."""
+    read = functools.partial(training.decode, size=size, fit=fit)
+    with ThreadPoolExecutor() as pool:
+        for start in range(0, len(files), BATCH):
+            try:
+                images = np.stack(list(pool.map(read, files[start : start + BATCH])))
+            except ValueError as error:
+                training.fail(error)
+            yield torch.from_numpy(images)
 
 
 def resized(images, size):
     """uint8 images at size × size, antialiased bilinear."""
     if images.shape[2:] == (size, size):
         return images
-    batches = [F.interpolate(batch.float(), (size, size), mode="bilinear", antialias=True)
-               .round().clamp(0, 255).byte() for batch in images.split(64)]
-    return torch.cat(batches)
+    images = F.interpolate(images.float(), (size, size), mode="bilinear", antialias=True)
+    return images.round().clamp(0, 255).byte()
 
 
 def draw(total, n, seed):
@@ -188,51 +243,174 @@ def draw(total, n, seed):
     return torch.from_numpy(np.sort(np.random.default_rng(seed).permutation(total)[:n]))
 
 
-def column_images(column, n, size, args, device):
-    """n images of a column at `size`, written out where --save-samples says so."""
-    if isinstance(column.source, list):
-        files = [column.source[i] for i in draw(len(column.source), n, args.seed)]
-        images = torch.from_numpy(training.decode_all(files, size))
-    else:
-        images = sample(column.source, n, args.seed, device)
-    if args.save_samples:
-        save_samples(images, Path(args.save_samples) / slug(column.name))
-    return resized(images, size)
+def ahead(batches, depth=2):
+    """The same batches, made by a thread while those before them are in use."""
+    batches = iter(batches)
+    with ThreadPoolExecutor(1) as pool:
+        waiting = deque(pool.submit(next, batches, None) for _ in range(depth))
+        while (batch := waiting.popleft().result()) is not None:
+            waiting.append(pool.submit(next, batches, None))
+            yield batch
 
 
-def save_samples(images, folder):
-    """PNG files 00000.png, ... in a folder."""
+def saving(batches, folder):
+    """The same batches, written to a folder as 00000.png, ... on their way."""
     folder.mkdir(parents=True, exist_ok=True)
-    for i, image in enumerate(images):
-        Image.fromarray(image.permute(1, 2, 0).numpy()).save(folder / f"{i:05d}.png")
+    done = 0
+    for batch in batches:
+        for image in batch:
+            Image.fromarray(image.permute(1, 2, 0).numpy()).save(folder / f"{done:05d}.png")
+            done += 1
+        yield batch
 
 
-class Features(NamedTuple):
-    """One set of images in the three spaces that the metrics compare."""
-
-    inception: torch.Tensor
-    resnet: torch.Tensor
-    lpips: metrics.LpipsFeatures
+# ---------------------------------------------------------------------------------------------
+# Features and neighbours, cached
+# ---------------------------------------------------------------------------------------------
 
 
-def load_networks(args, device):
-    """The three networks of Features."""
+class ImageSet:
+    """Images at the size of the comparison, and their features in the spaces asked for so far.
+
+    key: a digest of what determines their pixels. batches(): yields them as uint8 tensors.
+    cache: a folder. Features are a tensor each; for LPIPS, points in a temporary file. made:
+    whether there was a pass over the images.
+    """
+
+    def __init__(self, name, key, n, batches, cache):
+        self.name, self.key, self.n = name, key, n
+        self.batches, self.cache, self.features, self.made = batches, cache, {}, False
+
+    def load(self, spaces, extractors):
+        """Fills `features`, from the cache or else by one pass over the images."""
+        paths = {}
+        for space in set(spaces) - set(self.features):
+            paths[space] = cache_path(self.cache, space, [extractors.keys[space], self.key])
+            self.features[space] = read_cache(paths[space])
+        missing = [space for space in paths if self.features[space] is None]
+        if missing:
+            self.features |= extractors.extract(self.batches(), self.n, missing, self.name)
+            self.made = True
+            for space in missing:
+                if space != "lpips":  # a gigabyte for 400 images: only its neighbours are kept
+                    write_cache(paths[space], self.features[space])
+
+
+class Extractors:
+    """The feature networks, each built when first needed, and what their features depend on."""
+
+    def __init__(self, args, device, size):
+        self.lpips_size = max(64, min(args.lpips_size, size))  # AlexNet needs 35
+        versions = [training.versions()[name] for name in ("torch", "torchvision", "lpips")]
+        self.keys = {
+            "inception": [CACHE, args.weights, versions, args.resize],
+            "resnet": [CACHE, args.weights, versions],
+            "lpips": [CACHE, args.weights, versions, args.lpips, self.lpips_size]}
+        self._makers = {
+            "inception": lambda: metrics.inception_network(args.weights, device, args.resize),
+            "resnet": lambda: metrics.resnet50_network(args.weights, device),
+            "lpips": lambda: metrics.lpips_network(args.lpips, args.weights, device)}
+
+    @functools.cache  # noqa: B019 (there is one, as long as the program runs)
+    def network(self, space):
+        try:
+            return self._makers[space]()
+        except metrics.WeightsError as error:
+            training.fail(error)
+
+    def extract(self, batches, n, spaces, name):
+        """{space: features} of n images, in one pass over their batches."""
+        networks = {space: self.network(space) for space in spaces}  # before the thread starts
+        parts = {space: [] for space in spaces if space != "lpips"}
+        bar = tqdm(total=n, desc=f"features of {name}", unit="img", disable=None, leave=False)
+
+        def passing():
+            for batch in ahead(batches):
+                for space, rows in parts.items():
+                    rows.append(metrics.features(batch, networks[space]))
+                bar.update(len(batch))
+                yield resized(batch, self.lpips_size)
+
+        with bar:
+            if "lpips" not in spaces:
+                deque(passing(), maxlen=0)
+                return {space: torch.cat(rows) for space, rows in parts.items()}
+            points = metrics.lpips_features(passing(), networks["lpips"], total=n)
+            return {**{space: torch.cat(rows) for space, rows in parts.items()}, "lpips": points}
+
+
+def cache_path(folder, kind, key):
+    return folder / f"{kind}_{training.digest(key)[:32]}.pt"
+
+
+def read_cache(path):
+    """What write_cache wrote under this name; None if nothing whole is there."""
     try:
-        return Features(metrics.inception_network(args.weights, device, args.resize),
-                        metrics.resnet50_network(args.weights, device),
-                        metrics.lpips_network(args.lpips, args.weights, device))
-    except metrics.WeightsError as error:
-        training.fail(error)
+        saved = torch.load(path, weights_only=True)
+        whole = saved["sha256"] == training.digest([path.name, saved["value"]])
+    except Exception:  # a damaged file can raise anything
+        return None
+    return saved["value"] if whole else None
 
 
-def extract(images, networks, lpips_size, name):
-    """The Features of uint8 images."""
-    small = resized(images, max(64, min(lpips_size, images.shape[2])))  # AlexNet needs 35
-    with tqdm(total=3 * len(images), desc=f"features of {name}", unit="img", disable=None,
-              leave=False) as bar:
-        return Features(metrics.features(images, networks.inception, progress=bar.update),
-                        metrics.features(images, networks.resnet, progress=bar.update),
-                        metrics.lpips_features(small, networks.lpips, progress=bar.update))
+def write_cache(path, value):
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with training.replacing(path) as file:
+            torch.save({"value": value, "sha256": training.digest([path.name, value])}, file)
+    except OSError as error:
+        print(f"warning: {path} not written ({error.strerror})", file=sys.stderr)
+
+
+def photo_neighbors(train, validation, n, space, distance, extractors):
+    """Neighbors of the photos by pairs of sets: "TT", "VV", "TV" (of train in validation), "VT"."""
+
+    def make(t, v):
+        return {"TT": within(t, n, distance), "VV": within(v, n, distance),
+                **across("TV", t, v, n, distance)}
+
+    return neighbors([train, validation], n, space, extractors, train.cache, make)
+
+
+def sample_neighbors(train, validation, fake, n, space, distance, extractors):
+    """Neighbors that samples are one side of: "TF", "FT", "VF", "FV", "FF"."""
+
+    def make(t, v, f):
+        return {"FF": within(f, n, distance), **across("TF", t, f, n, distance),
+                **across("VF", v, f, n, distance)}
+
+    return neighbors([train, validation, fake], n, space, extractors, fake.cache, make)
+
+
+def neighbors(sets, n, space, extractors, cache, make):
+    """What `make` returns of the sets' features in a space; those by LPIPS are cached."""
+    key = [extractors.keys[space], n, LISTED, *(images.key for images in sets)]
+    path = cache_path(cache, f"neighbours_{space}", key)
+    lists = read_cache(path) if space == "lpips" else None
+    if lists is None:
+        # The samples first: what else is missing of their features comes in the same pass.
+        for images in reversed(sets):
+            images.load(["inception", "resnet", space], extractors)
+        lists = make(*(images.features[space] for images in sets))
+        if space == "lpips":
+            write_cache(path, {name: tuple(pair) for name, pair in lists.items()})
+    return {name: metrics.Neighbors(*pair) for name, pair in lists.items()}
+
+
+def within(points, n, distance):
+    k = min(listed(points, n), len(points) - 1)
+    return metrics.nearest_neighbors(points, points, k, distance, leave_out_self=True)
+
+
+def across(name, x, y, n, distance):
+    """Lists of x among y, as `name`, and of y among x, as its reverse."""
+    lists = metrics.mutual_neighbors(x, y, (listed(y, n), listed(x, n)), distance)
+    return dict(zip((name, name[::-1]), lists, strict=True))
+
+
+def listed(points, n):
+    """How many neighbours to list so that LISTED of them are among n points drawn of all."""
+    return min(len(points), math.ceil(LISTED * len(points) / n))
 
 
 # ---------------------------------------------------------------------------------------------
@@ -240,41 +418,133 @@ def extract(images, networks, lpips_size, name):
 # ---------------------------------------------------------------------------------------------
 
 
-def judge(fake, train, validation, distances):
-    """The numbers of one column, by the names in ROWS."""
-    numbers = {"fid_train": metrics.frechet_distance(train.inception, fake.inception),
-               "fid_validation": metrics.frechet_distance(validation.inception, fake.inception)}
-    for name, (space, distance) in distances.items():
-        x, y, z = (getattr(features, space) for features in (train, validation, fake))
-        suffix = "" if name == "cosine" else f"_{name}"
-        aa_train = metrics.adversarial_accuracy(x, z, distance)
-        aa_test = metrics.adversarial_accuracy(y, z, distance)
-        numbers |= {f"aa_train{suffix}": aa_train, f"aa_test{suffix}": aa_test,
-                    f"privacy_loss{suffix}": aa_test - aa_train}
-    return numbers
+class Measure(NamedTuple):
+    """A statistic of sets of n, the rows that its numbers fill, and the sizes that it needs."""
+
+    rows: list
+    statistic: object
+    least: int = 2
+    least_half: int = 2
+    bounds: tuple = (-np.inf, np.inf)
+    effort: float = 1  # the share of the replicates that it gets
 
 
-def judge_real(train, validation, distances):
-    """The same where validation photos stand in for generated ones: only two rows have a sense."""
-    numbers = {"fid_validation": metrics.frechet_distance(train.inception, validation.inception)}
-    for name, (space, distance) in distances.items():
-        x, y = getattr(train, space), getattr(validation, space)
-        suffix = "" if name == "cosine" else f"_{name}"
-        numbers[f"aa_train{suffix}"] = metrics.adversarial_accuracy(x, y, distance)
-    return numbers
+def replicates(n):
+    """Random halves for an interval: 200, fewer where one takes seconds."""
+    return 200 if n <= 1000 else 20
 
 
-def cell(row, value):
-    """A number as the table shows it: FID with one decimal, shares with two, a dash for none."""
-    digits = 1 if row.startswith("fid") else 2
-    return "–" if value is None else f"{round(value, digits) + 0:.{digits}f}"  # never -0.00
+def measured(groups, n, name):
+    """{"n", row: number, ..., "intervals": {row: [low, high]}} of the measures that n allows.
+
+    groups: pairs of measures and of the sets that they are of.
+    """
+    numbers, intervals = {}, {}
+    bar = tqdm([(measure, sets) for measures, sets in groups for measure in measures],
+               desc=f"numbers of {name}", disable=None, leave=False)
+    for (rows, statistic, least, least_half, bounds, effort), sets in bar:
+        if n < least:
+            continue
+        numbers |= dict(zip(rows, map(float, statistic(*sets)), strict=True))
+        if n // 2 >= least_half:
+            ends = metrics.interval(statistic, *sets, bounds=bounds,
+                                    replicates=max(20, int(effort * replicates(n))))
+            pairs = map(list, zip(*ends, strict=True))
+            intervals |= dict(zip(rows, pairs, strict=True))
+    return {"n": n, **numbers, "intervals": intervals}
 
 
-def table_cells(results):
-    """The table as rows of text, its header first."""
-    header = ["", *(result["name"] for result in results)]
-    return [header, *([label, *(cell(row, result.get(row)) for result in results)]
-                      for row, label in ROWS.items())]
+def inception_measures(references):
+    """Measures of (reference features, ..., sample features); the first one is training photos."""
+
+    def each(distance):
+        return lambda *sets: [distance(x, sets[-1]) for x in sets[:-1]]
+
+    def shares(*sets):
+        return list(metrics.precision_recall_density_coverage(sets[0], sets[-1]).values())
+
+    def kernel(x, z):
+        return metrics.kernel_distance(x, z)[0]
+
+    def infinity(x, z):
+        return metrics.frechet_distance_infinity(x, z).value
+
+    return [
+        Measure([f"fid_{x}" for x in references], each(metrics.frechet_distance),
+                bounds=(0, np.inf)),
+        Measure([f"kid_{x}" for x in references], each(kernel)),
+        Measure(["precision", "recall", "density", "coverage"], shares, 6, 6,
+                ([0, 0, 0, 0], [1, 1, np.inf, 1])),
+        Measure([f"fid_infinity_{x}" for x in references], each(infinity),
+                FEWEST_FOR_INFINITY, FEWEST_FOR_INFINITY // 2, effort=0.2)]
+
+
+def neighbor_measure(lists, suffix):
+    """Adversarial accuracies: of row numbers (of train, of validation, of samples)."""
+
+    def accuracies(i, j, k):
+        aa = [metrics.listed_accuracy((lists[f"{x}F"], lists[f"F{x}"]),
+                                      (lists[f"{x}{x}"], lists["FF"]), rows, k)
+              for x, rows in (("T", i), ("V", j))]
+        return [*aa, aa[1] - aa[0]]
+
+    return Measure([f"{row}{suffix}" for row in ("aa_train", "aa_test", "privacy_loss")],
+                   accuracies, bounds=([0, 0, -1], [1, 1, 1]))
+
+
+def real_measure(lists, suffix):
+    """The same where validation photos stand in for samples: only one number has a sense."""
+
+    def accuracy(i, j):
+        return [metrics.listed_accuracy((lists["TV"], lists["VT"]), (lists["TT"], lists["VV"]),
+                                        i, j)]
+
+    return Measure([f"aa_train{suffix}"], accuracy, bounds=(0, 1))
+
+
+def copy_measure(lists, suffix):
+    """The share of suspected copies: of row numbers of all photos and samples."""
+
+    def share(i, j, k):
+        unseen = lists["VT"].among(j, i)
+        return [(lists["FT"].among(k, i) < unseen.quantile(0.01)).double().mean().item()]
+
+    return Measure([f"copies{suffix}"], share, bounds=(0, 1))
+
+
+# ---------------------------------------------------------------------------------------------
+# The table
+# ---------------------------------------------------------------------------------------------
+
+
+def cell(row, result):
+    """A number as the table shows it, ± half its interval; a dash for none."""
+    value, digits = result.get(row), ROWS[row][2]
+    if value is None:
+        return "–"
+    low, high = result.get("intervals", {}).get(row, (None, None))
+    half = "" if low is None else f" ±{max(high - value, value - low):.{digits}f}"
+    return f"{round(value, digits) + 0:.{digits}f}{half}"  # never -0.00
+
+
+def best(row, results):
+    """Which columns to set in bold: of two or more that are judged, the nearest to the ideal."""
+    _, ideal, digits = ROWS[row]
+    off = {i: round(abs(round(result[row], digits) - ideal), digits)
+           for i, result in enumerate(results)
+           if result.get(row) is not None and result["kind"] == "judged"}
+    return {i for i in off if len(off) > 1 and off[i] == min(off.values())}
+
+
+def table_cells(results, bold="{}"):
+    """The table as rows of text, its header first; the best numbers are put into `bold`."""
+    table = [["", *(result["name"] for result in results)]]
+    for row, (label, *_) in ROWS.items():
+        winners = best(row, results)
+        texts = [cell(row, result) for result in results]
+        table.append([label, *(bold.format(text) if i in winners else text
+                               for i, text in enumerate(texts))])
+    return table
 
 
 def markdown(cells, caption):
@@ -282,45 +552,80 @@ def markdown(cells, caption):
     return "\n".join([caption, "", lines[0], "| --- " * len(cells[0]) + "|", *lines[1:], ""])
 
 
+def terminal(results, bold):
+    """The table in aligned columns."""
+    plain, marked = table_cells(results), table_cells(results, bold)
+    widths = [max(map(len, column)) for column in zip(*plain, strict=True)]
+    lines = []
+    for texts, shown in zip(plain, marked, strict=True):
+        pads = [" " * (width - len(text)) for width, text in zip(widths, texts, strict=True)]
+        lines.append("  ".join([shown[0] + pads[0], *(
+            pad + text for pad, text in zip(pads[1:], shown[1:], strict=True))]))
+    return "\n".join(lines)
+
+
+def csv_table(results, note):
+    """One line a column of the table: its numbers, and the ends of their intervals."""
+    ends = [f"{row}_{end}" for row in ROWS for end in ("low", "high")]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, ["name", "n", *ROWS, *ends, "note"], lineterminator="\n",
+                            extrasaction="ignore")
+    writer.writeheader()
+    for result in results:
+        spread = {f"{row}_{end}": value for row, pair in result.get("intervals", {}).items()
+                  for end, value in zip(("low", "high"), pair, strict=True)}
+        remark = "published" if result["kind"] == "published" else note
+        writer.writerow({"note": remark, **result, **spread})
+    return text.getvalue()
+
+
 # ---------------------------------------------------------------------------------------------
 # Figures
 # ---------------------------------------------------------------------------------------------
 
 
-def save_figure(figure, path):
+def save_figure(plt, figure, path):
     with training.replacing(path) as file:
         figure.savefig(file, format="png", dpi=100)
-
-
-def table_figure(plt, cells, caption, path):
-    figure, axes = plt.subplots(figsize=(2 + 1.6 * len(cells[0]), 0.5 + 0.3 * len(cells)),
-                                layout="constrained")
-    axes.axis("off")
-    axes.set_title(caption.replace("; ", "\n"), fontsize=9)
-    table = axes.table(cells[1:], colLabels=cells[0], bbox=[0, 0, 1, 1], cellLoc="center")
-    table.auto_set_font_size(False)
-    table.set_fontsize(9)
-    save_figure(figure, path)
     plt.close(figure)
 
 
-def neighbours_figure(plt, images, train, names, indices, nearest, title, path):
-    """A row a sample: the sample, then its nearest training photos, their names and distances."""
-    distance, neighbour = nearest
-    columns = 1 + neighbour.shape[1]
-    figure, axes = plt.subplots(len(indices), columns, squeeze=False, layout="constrained",
-                                figsize=(2.2 * columns, 2.4 * len(indices) + 0.5))
-    for row, i in zip(axes, indices, strict=True):
-        row[0].imshow(images[i].permute(1, 2, 0))
-        row[0].set_title(f"sample {i}", fontsize=9)
-        for axis, d, j in zip(row[1:], distance[i], neighbour[i], strict=True):
-            axis.imshow(train[j].permute(1, 2, 0))
+def table_figure(plt, results, caption, path):
+    cells = table_cells(results)
+    figure, axes = plt.subplots(figsize=(2.2 + 1.7 * len(results), 0.6 + 0.28 * len(cells)),
+                                layout="constrained")
+    axes.axis("off")
+    axes.set_title(caption.replace("; ", "\n"), fontsize=9)
+    table = axes.table(cells[1:], colLabels=cells[0], bbox=[0, 0, 1, 1], cellLoc="center",
+                       colWidths=[2.2] + [1.7] * len(results))
+    table.auto_set_font_size(False)
+    table.set_fontsize(9)
+    for (i, j), box in table.get_celld().items():
+        box.set_edgecolor("0.8")
+        if i == 0 or (j and j - 1 in best(list(ROWS)[i - 1], results)):
+            box.set_text_props(weight="bold")
+    save_figure(plt, figure, path)
+
+
+def neighbours_figure(plt, samples, lists, photos, names, suspected, title, path):
+    """A row a sample, {its index: (its label, the image)}: the sample, then its nearest photos.
+
+    photos: {index: image} of the training photos that are shown.
+    """
+    columns = 1 + min(4, lists.indices.shape[1])
+    figure, axes = plt.subplots(len(samples), columns, squeeze=False, layout="constrained",
+                                figsize=(2.2 * columns, 2.4 * len(samples) + 0.6))
+    for row, (i, (label, image)) in zip(axes, samples.items(), strict=True):
+        row[0].imshow(image)
+        row[0].set_title(label[-20:] + (": suspect" if i in suspected else ""), fontsize=9)
+        for axis, d, j in zip(row[1:], lists.distances[i], lists.indices[i].tolist(),
+                              strict=False):
+            axis.imshow(photos[j])
             axis.set_title(f"{names[j][-20:]}: {d:.3f}", fontsize=9)
         for axis in row:
             axis.axis("off")
     figure.suptitle(title, fontsize=10)
-    save_figure(figure, path)
-    plt.close(figure)
+    save_figure(plt, figure, path)
 
 
 def pca_figure(plt, pca, panels, title, path):
@@ -335,8 +640,43 @@ def pca_figure(plt, pca, panels, title, path):
                  ylabel="component 2")
         axis.legend()
     figure.suptitle(title, fontsize=10)
-    save_figure(figure, path)
-    plt.close(figure)
+    save_figure(plt, figure, path)
+
+
+def curve_figure(plt, runs, real, caption, path):
+    """FID and adversarial accuracy over the steps of runs: {name: results by step}."""
+    figure, axes = plt.subplots(1, 2, figsize=(12, 4.5), layout="constrained")
+    panels = [("FID", {"fid_train": "-", "fid_validation": "--"}, real["fid_validation"]),
+              ("adversarial accuracy", {"aa_train": "-", "aa_test": "--"}, real["aa_train"])]
+    for axis, (label, rows, reference) in zip(axes, panels, strict=True):
+        for number, (name, results) in enumerate(runs.items()):
+            steps = [result["step"] for result in results]
+            for row, style in rows.items():
+                axis.plot(steps, [result[row] for result in results], style, marker="o",
+                          color=f"C{number}", label=f"{name}, {ROWS[row][0].split()[1]}")
+                if all(row in result["intervals"] for result in results):
+                    ends = zip(*(result["intervals"][row] for result in results), strict=True)
+                    axis.fill_between(steps, *ends, alpha=0.12, color=f"C{number}", linewidth=0)
+        axis.axhline(reference, color="0.4", linewidth=1, linestyle=":", label="REAL")
+        axis.set(xlabel="step", ylabel=label)
+        axis.legend(fontsize=8)
+    figure.suptitle(f"{caption}; bands: 95%", fontsize=10)
+    save_figure(plt, figure, path)
+
+
+def fit_figure(plt, fits, title, path):
+    """The fits behind FID∞, {name: Extrapolation}: distances over 1 / n, down to 0."""
+    figure, axes = plt.subplots(figsize=(6, 4.5), layout="constrained")
+    for number, (name, fit) in enumerate(fits.items()):
+        x = 1 / np.array(fit.sizes)
+        axes.plot(x, fit.distances, "o", color=f"C{number}", label=f"{name}: {fit.value:.1f}")
+        slope = ((np.mean(fit.distances) - fit.value) / x.mean())
+        ends = np.array([0, x.max()])
+        axes.plot(ends, fit.value + slope * ends, color=f"C{number}", linewidth=1)
+    axes.set(xlabel="1 / images a set", ylabel="FID", xlim=(0, None))
+    axes.legend(title="FID∞", fontsize=9)
+    figure.suptitle(title, fontsize=10)
+    save_figure(plt, figure, path)
 
 
 def slug(name):
@@ -344,6 +684,156 @@ def slug(name):
 
 
 # ---------------------------------------------------------------------------------------------
+# From photos to table
+# ---------------------------------------------------------------------------------------------
+
+
+def photo_set(data, split, size, fit):
+    """The photos of a split; they are read for each pass, not held."""
+    images, fingerprint = training.load_images(data, split, size, fit)
+
+    def batches():
+        return training.load_images(data, split, size, fit)[0].split(BATCH)
+
+    return ImageSet(split, fingerprint, len(images), batches, Path(data) / ".cache")
+
+
+def sample_set(column, comparison):
+    """(the ImageSet of a column's samples, a function that gives some of them by their rows)."""
+    args, n, size = comparison.args, comparison.n, comparison.size
+    folder = args.save_samples and Path(args.save_samples) / slug(column.name)
+    if isinstance(column.source, list):
+        files = [column.source[row] for row in draw(len(column.source), n, args.seed)]
+        key = training.digest([column.key, args.seed, n, size, comparison.fit])
+
+        def made(rows):
+            return decoded([files[row] for row in rows], size, comparison.fit)
+    else:
+        key = training.digest([column.key, args.seed, n, size])
+        generator = functools.cache(lambda: load_generator(column.source, comparison.device))
+
+        def made(rows):
+            # The generator is made here, not in the thread that samples: it draws numbers.
+            return sample(generator(), rows, args.seed)
+
+    def batches():
+        images = made(range(n))
+        return (resized(batch, size) for batch in (saving(images, folder) if folder else images))
+
+    def some(rows):
+        return resized(torch.cat(list(made(rows))), size)
+
+    return ImageSet(column.name, key, n, batches, comparison.out / ".cache"), some
+
+
+class Comparison:
+    """The photos, and what is measured of samples against them at one size and in equal number."""
+
+    def __init__(self, args, data, columns, device):
+        self.args, self.data, self.device = args, data, device
+        self.size = args.size or min(column.size for column in columns)
+        self.fit = common_fit(columns, args.fit)
+        self.train, self.validation = (photo_set(data, split, self.size, self.fit)
+                                       for split in ("train", "val"))
+        self.files = training.split_files(data, "train")
+        counts = [self.train.n, self.validation.n, args.n or self.train.n]
+        counts += [len(column.source) for column in columns if isinstance(column.source, list)]
+        self.n = min(counts)
+        if self.n < 2:
+            training.fail(f"sets of {self.n} are too small to compare; at least 2 images each")
+        if args.show and max(args.show) >= self.n:
+            training.fail(f"--show {max(args.show)}: the samples are 0 to {self.n - 1}")
+        self.out = Path(args.out or columns[0].home / "eval")
+        self.note = RANDOM if args.weights == "random" else None
+        self.caption = (f"{Path(data).resolve().name}, {self.n} images a set at {self.size}×"
+                        f"{self.size} ({self.fit}), seed {args.seed}, ± half a 95% interval")
+        self.caption += f"; {self.note}" if self.note else ""
+        self.extractors = Extractors(args, device, self.size)
+        self.distances = {
+            "lpips": ("lpips", "_lpips", lambda x, y: metrics.pairwise_lpips(
+                x, y, self.extractors.network("lpips"))),
+            "cosine": ("resnet", "", metrics.pairwise_cosine)}
+
+    def load_photos(self):
+        """Features, lists of neighbours and components of the photos."""
+        n, sets = self.n, (self.train, self.validation)
+        # Sets are compared at equal size; copies are looked for among all training photos.
+        self.rows = [draw(images.n, n, self.args.seed) for images in sets]
+        self.lists = {name: photo_neighbors(*sets, n, space, distance, self.extractors)
+                      for name, (space, _, distance) in self.distances.items()}
+        for images in sets:
+            images.load(["inception", "resnet"], self.extractors)
+        self.inception, self.resnet = (
+            [images.features[space][rows] for images, rows in zip(sets, self.rows, strict=True)]
+            for space in ("inception", "resnet"))
+        self.pca = metrics.principal_components(self.resnet[0]) if n > 2 else None
+
+    def real(self):
+        """The REAL column: validation photos in the place of samples."""
+        measures = [(inception_measures(["validation"]), self.inception)]
+        measures += [([real_measure(self.lists[name], suffix)], self.rows)
+                     for name, (_, suffix, _) in self.distances.items()]
+        return {"name": "REAL", "kind": "real", **measured(measures, self.n, "REAL")}
+
+    def judge(self, column):
+        """(the numbers of a column, what its figures show)."""
+        fake, some = sample_set(column, self)
+        everything = [torch.arange(images.n) for images in (self.train, self.validation, fake)]
+        labels = [f"sample {row}" for row in range(self.n)]
+        result = {"name": column.name, "kind": "judged"}
+        if isinstance(column.source, list):
+            labels = [column.source[row].name
+                      for row in draw(len(column.source), self.n, self.args.seed)]
+            result["path"] = str(column.home)
+        else:
+            result |= {"path": str(column.source["path"]), "model": column.source["model"],
+                       "step": column.source["step"]}
+        measures, tests, shown = [], {}, {}
+        for name, (space, suffix, distance) in self.distances.items():
+            lists = self.lists[name] | sample_neighbors(
+                self.train, self.validation, fake, self.n, space, distance, self.extractors)
+            measures += [([neighbor_measure(lists, suffix)], [*self.rows, everything[2]]),
+                         ([copy_measure(lists, suffix)], everything)]
+            tests[name] = test = metrics.listed_copies(lists["FT"], lists["VT"])
+            nearest = test.distances.argsort(stable=True)[:4].tolist()
+            shown[name] = lists["FT"], self.args.show or nearest
+        if self.args.save_samples and not fake.made:  # all features were in the cache
+            deque(ahead(fake.batches()), maxlen=0)
+        inception = [*self.inception, fake.features["inception"]]
+        measures.append((inception_measures(["train", "validation"]), inception))
+        result |= measured(measures, self.n, column.name)
+        result["suspects"] = {
+            name: [{"sample": i, "name": labels[i], "photo": self.files[test.nearest[i]].name,
+                    "distance": test.distances[i].item()} for i in test.indices]
+            for name, test in tests.items()}
+        return result, (fake, some, labels, shown)
+
+    def draw_figures(self, plt, result, fake, some, labels, shown):
+        """neighbours_*.png, pca_*.png and fit_*.png of a column."""
+        name = result["name"]
+        for kind, (lists, rows) in shown.items():
+            nearest = lists.indices[rows, :4].flatten().tolist()
+            photos = {j: training.decode(self.files[j], self.size, self.fit).transpose(1, 2, 0)
+                      for j in nearest}
+            samples = {i: (labels[i], image.permute(1, 2, 0).numpy())
+                       for i, image in zip(rows, some(rows), strict=True)}
+            suspected = {suspect["sample"] for suspect in result["suspects"][kind]}
+            neighbours_figure(
+                plt, samples, lists, photos, [file.name for file in self.files], suspected,
+                f"{name}: nearest training photos by {kind}\n{self.caption}",
+                self.out / f"neighbours_{kind}_{slug(name)}.png")
+        if self.pca:
+            embeddings = fake.features["resnet"]
+            panels = [(f"{label} + synthetic, AA {result[f'aa_{label}']:.2f}",
+                       {label: photos, "synthetic": embeddings})
+                      for label, photos in zip(("train", "test"), self.resnet, strict=True)]
+            pca_figure(plt, self.pca, panels, f"{name}: ResNet-50 embeddings\n{self.caption}",
+                       self.out / f"pca_{slug(name)}.png")
+        if self.args.show_fit and self.n >= FEWEST_FOR_INFINITY:
+            fits = {label: metrics.frechet_distance_infinity(x, fake.features["inception"])
+                    for label, x in zip(("train", "validation"), self.inception, strict=True)}
+            fit_figure(plt, fits, f"{name}: FID∞\n{self.caption}",
+                       self.out / f"fit_{slug(name)}.png")
 
 
 def main(args):
@@ -352,107 +842,88 @@ def main(args):
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
+    # For the thread that samples, too: features must not switch its precision on and off.
+    torch.backends.cudnn.allow_tf32 = False
     device = training.choose_device(args.device)
-    if args.samples:
-        columns = [folder_column(folder, args.size) for folder in args.samples]
-    else:
-        columns = checkpoint_columns(args)
-    columns = unique_names(columns)
+    columns = unique_names([folder_column(folder, args.size) for folder in args.samples]
+                           if args.samples else checkpoint_columns(args))
+    for folder in [Path(args.save_samples or "") / slug(column.name) for column in columns]:
+        if args.save_samples and folder.exists() and any(folder.iterdir()):
+            training.fail(f"--save-samples: {folder} is not empty")
     data = args.data or common_data(columns)
-    size = args.size or min(column.size for column in columns)
-    if args.save_samples:
-        for folder in [Path(args.save_samples) / slug(column.name) for column in columns]:
-            if folder.exists() and any(folder.iterdir()):
-                training.fail(f"--save-samples: {folder} is not empty")
-    train, fingerprint = training.load_images(data, "train", size)
-    validation, _ = training.load_images(data, "val", size)
-    names = [path.name for path in training.split_files(data, "train")]
-
-    counts = [len(train), len(validation), args.n or len(train)]
-    counts += [len(column.source) for column in columns if isinstance(column.source, list)]
-    n = min(counts)
-    if n < 2:
-        training.fail(f"sets of {n} are too small to compare; at least 2 images each")
-    if args.show and max(args.show) >= n:
-        training.fail(f"--show {max(args.show)}: the samples are 0 to {n - 1}")
-    networks = load_networks(args, device)
-    distances = {"cosine": ("resnet", metrics.pairwise_cosine),
-                 "lpips": ("lpips", lambda x, y: metrics.pairwise_lpips(x, y, networks.lpips))}
-    out = Path(args.out or columns[0].home / "eval")
+    comparison = Comparison(args, data, columns, device)
+    out, caption = comparison.out, comparison.caption
+    warn_of_other_photos(columns, comparison)
+    comparison.load_photos()
     out.mkdir(parents=True, exist_ok=True)
-    for column in columns:
-        trained_on = column.source.get("data") if isinstance(column.source, dict) else None
-        if column.size == size and trained_on not in (None, fingerprint):
-            print(f"warning: {column.name} was trained on other photos than {data}/train: "
-                  "its train rows and privacy loss say nothing of copying", file=sys.stderr)
-    note = RANDOM if args.weights == "random" else None
-    caption = f"{Path(data).resolve().name}, {n} images a set at {size}×{size}, seed {args.seed}"
-    caption += f"; {note}" if note else ""
 
-    # Sets are compared at equal size, but neighbours are looked for among all training photos.
-    all_train = extract(train, networks, args.lpips_size, "train")
-    of_train = Features(*(space[draw(len(train), n, args.seed)] for space in all_train))
-    chosen = validation[draw(len(validation), n, args.seed)]
-    of_validation = extract(chosen, networks, args.lpips_size, "validation")
-    real = judge_real(of_train, of_validation, distances)
-    results = [{"name": "REAL", "n": n, **real}]
-    pca = metrics.principal_components(of_train.resnet) if n > 2 else None
-    if pca:
-        sets = {"train": of_train.resnet, "validation": of_validation.resnet}
-        pca_figure(plt, pca, [(f"train + test, AA {real['aa_train']:.2f}", sets)],
+    real = comparison.real()
+    results, runs = [real], {}
+    if comparison.pca:
+        sets = dict(zip(("train", "test"), comparison.resnet, strict=True))
+        pca_figure(plt, comparison.pca, [(f"train + test, AA {real['aa_train']:.2f}", sets)],
                    f"REAL: ResNet-50 embeddings\n{caption}", out / "pca_real.png")
-
     for column in columns:
-        images = column_images(column, n, size, args, device)
-        of_fake = extract(images, networks, args.lpips_size, column.name)
-        numbers = judge(of_fake, of_train, of_validation, distances)
-        results.append({"name": column.name, "n": n, **numbers})
-        for name, (space, distance) in distances.items():
-            nearest = metrics.nearest_neighbors(
-                getattr(of_fake, space), getattr(all_train, space), min(4, len(train)), distance)
-            closest = nearest[0][:, 0].argsort(stable=True)[:4].tolist()
-            neighbours_figure(plt, images, train, names, args.show or closest, nearest,
-                              f"{column.name}: nearest training photos by {name}\n{caption}",
-                              out / f"neighbours_{name}_{slug(column.name)}.png")
-        if pca:
-            panels = [(f"train + synthetic, AA {numbers['aa_train']:.2f}",
-                       {"train": of_train.resnet, "synthetic": of_fake.resnet}),
-                      (f"test + synthetic, AA {numbers['aa_test']:.2f}",
-                       {"test": of_validation.resnet, "synthetic": of_fake.resnet})]
-            pca_figure(plt, pca, panels, f"{column.name}: ResNet-50 embeddings\n{caption}",
-                       out / f"pca_{slug(column.name)}.png")
+        result, details = comparison.judge(column)
+        comparison.draw_figures(plt, result, *details)
+        results.append(result)
+        if "step" in result:
+            run = f"{column.home.resolve().name} ({result['model']})"
+            runs.setdefault((column.home.resolve(), run), []).append(result)
+    runs = {run: sorted(of_run, key=lambda result: result["step"])
+            for (_, run), of_run in runs.items() if len({r["step"] for r in of_run}) > 1}
+    if runs:
+        curve_figure(plt, runs, real, caption, out / "curve.png")
+    results += [{**column, "kind": "published", "n": 331} for column in STUDY if args.study]
 
-    settings = {"data": str(data), "n": n, "size": size, "seed": args.seed,
-                "weights": args.weights, "note": note, "resize": args.resize,
-                "lpips": args.lpips, "lpips_size": min(args.lpips_size, size),
+    settings = {"data": str(data), "n": comparison.n, "size": comparison.size,
+                "fit": comparison.fit, "seed": args.seed, "weights": args.weights,
+                "note": comparison.note, "resize": args.resize, "lpips": args.lpips,
+                "lpips_size": comparison.extractors.lpips_size, "level": 0.95,
                 "versions": training.versions()}
-    if args.study:
-        results += [{**column, "n": 331, "published": True} for column in STUDY]
-    cells = table_cells(results)
-    text = io.StringIO()
-    writer = csv.DictWriter(text, ["name", "n", *ROWS, "note"], lineterminator="\n",
-                            extrasaction="ignore")
-    writer.writeheader()
-    writer.writerows({"note": "published" if "published" in result else note, **result}
-                     for result in results)
-    written = {"metrics.json": json.dumps({"settings": settings, "columns": results}, indent=1),
-               "metrics.csv": text.getvalue(), "table.md": markdown(cells, caption)}
+    report = json.dumps({"settings": settings, "columns": results}, indent=1)
+    written = {"metrics.json": report, "metrics.csv": csv_table(results, comparison.note),
+               "table.md": markdown(table_cells(results, "**{}**"), caption)}
     for name, content in written.items():
         with training.replacing(out / name) as file:
             file.write(content.encode())
-    table_figure(plt, cells, caption, out / "table.png")
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    print(caption)
-    for row in cells:
-        print("  ".join(text.rjust(width) for text, width in zip(row, widths, strict=True)))
-    print(f"written to {out}/")
+    table_figure(plt, results, caption, out / "table.png")
+
+    messages = sys.stderr if args.json == "-" else sys.stdout
+    print(caption, file=messages)
+    bold = "\033[1m{}\033[0m" if messages.isatty() else "{}"
+    print(terminal(results, bold), file=messages)
+    for result in results:
+        for kind, found in result.get("suspects", {}).items():
+            if found:
+                few = ", ".join(suspect["name"] for suspect in found[:5])
+                dots = ", ..." if len(found) > 5 else ""
+                print(f"{result['name']}: {len(found)} of {comparison.n} nearer to a training "
+                      f"photo than 99% of the validation photos by {kind}: {few}{dots}",
+                      file=messages)
+    print(f"written to {out}/", file=messages)
+    if args.json == "-":
+        print(report)
+    elif args.json:
+        with training.replacing(args.json) as file:
+            file.write(report.encode())
+
+
+def warn_of_other_photos(columns, comparison):
+    for column in columns:
+        if (isinstance(column.source, dict) and column.size == comparison.size
+                and column.source.get("fit", "square") == comparison.fit
+                and column.source.get("data") not in (None, comparison.train.key)):
+            print(f"warning: {column.name} was trained on other photos than "
+                  f"{comparison.data}/train: its train rows and privacy loss say nothing of "
+                  "copying", file=sys.stderr)
 
 
 if __name__ == "__main__":
     parser = training.Parser(__doc__)
     group = parser.add_argument_group("what to judge")
     group.add_argument("--ckpt", nargs="+", default=["latest"], metavar="CKPT",
-                       help="steps of the run, latest, all, or checkpoint files")
+                       help="steps of the run, latest, all, or checkpoint files of any runs")
     group.add_argument("--run", help="run folder (default: the newest in runs/)")
     group.add_argument("--samples", nargs="+", metavar="DIR", help="folders of images instead")
     group.add_argument("--data", help="data folder (default: the checkpoint's, or data/bedroom)")
@@ -460,6 +931,8 @@ if __name__ == "__main__":
     group.add_argument("--n", type=training.count, help="images a set (default: training photos)")
     group.add_argument("--size", type=training.count, help="compare at this size (default: the "
                        "smallest size among what is judged)")
+    group.add_argument("--fit", choices=["square", "crop"], help="photos are stretched to a "
+                       "square or centre-cropped (default: as the checkpoints' photos were)")
     group.add_argument("--seed", type=training.seed, default=0, help="of latents and subsets")
     group.add_argument("--weights", choices=["pretrained", "random"], default="pretrained",
                        help="of the feature networks; random needs no download but gives numbers "
@@ -473,8 +946,10 @@ if __name__ == "__main__":
     group.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
     group = parser.add_argument_group("what to write")
     group.add_argument("--out", help="folder (default: eval/ beside what is judged)")
+    group.add_argument("--json", metavar="PATH|-", help="the JSON here, too; -: alone on stdout")
     group.add_argument("--show", type=training.seed, nargs="+", metavar="I",
                        help="samples in the neighbour figures (default: the four nearest ones)")
+    group.add_argument("--show-fit", action="store_true", help="a picture of the fit behind FID∞")
     group.add_argument("--study", action="store_true", help="add the study's published columns")
     group.add_argument("--save-samples", metavar="DIR", help="also write the samples as PNG files")
     with training.system_errors():

@@ -236,16 +236,17 @@ class SpectralConv2d(nn.Module):
         return weight.flatten(1)
 
     def weight(self):
-        """The normalised weight; in training mode u and v take one step first."""
-        matrix = self.matrix()
+        """The normalised weight, in float32; in training mode u and v take one step first."""
         u, v = self.weight_u, self.weight_v
-        if self.training:
-            with torch.no_grad():
-                v = F.normalize(matrix.t() @ u, dim=0, eps=1e-12)
-                u = F.normalize(matrix @ v, dim=0, eps=1e-12)
-                self.weight_u.copy_(u)
-                self.weight_v.copy_(v)
-        return self.weight_orig / torch.dot(u, matrix @ v)
+        with torch.autocast(u.device.type, enabled=False):
+            matrix = self.matrix()
+            if self.training:
+                with torch.no_grad():
+                    v = F.normalize(matrix.t() @ u, dim=0, eps=1e-12)
+                    u = F.normalize(matrix @ v, dim=0, eps=1e-12)
+                    self.weight_u.copy_(u)
+                    self.weight_v.copy_(v)
+            return self.weight_orig / torch.dot(u, matrix @ v)
 
     def forward(self, x):
         return F.conv2d(x, self.weight(), None, self.stride, self.padding)

@@ -20,36 +20,41 @@ DEMO = {"data": "data/demo", "features": 16, "batch_size": 16, "epochs": 200, "c
 
 def cross_entropy(logits, is_real):
     """Binary cross-entropy of logits against one label."""
+    logits = logits.float()
     return F.binary_cross_entropy_with_logits(logits, torch.full_like(logits, is_real))
 
 
-def train_step(networks, optimizers, real, augment):
+def train_step(networks, optimizers, numerics, real, augment):
     """One update of both networks on photos (n, 3, h, w) in [-1, 1]: (d_loss, g_loss), detached.
 
     D sees photos and samples in batches of their own, since its batch norms would tell a mixed one
     apart. One pass of G serves both updates. `augment` is of diff_augment, on all that D sees.
     """
     generator, discriminator = networks["generator"], networks["discriminator"]
-    fake = generator(torch.randn(len(real), generator.z_dim, device=real.device))
+    z = torch.randn(len(real), generator.z_dim, device=real.device)
 
-    d_loss = (cross_entropy(discriminator(training.diff_augment(real, augment)), 1)
-              + cross_entropy(discriminator(training.diff_augment(fake.detach(), augment)), 0))
-    optimizers["discriminator"].zero_grad()
-    d_loss.backward()
-    optimizers["discriminator"].step()
+    def judged(images):
+        with numerics.autocast():
+            return discriminator(training.diff_augment(images, augment))
+
+    with numerics.autocast():
+        fake = generator(z)
+    d_loss = cross_entropy(judged(real), 1) + cross_entropy(judged(fake.detach()), 0)
+    numerics.backward(d_loss)
+    numerics.update(optimizers["discriminator"])
 
     discriminator.requires_grad_(False)  # its gradients would be thrown away
-    g_loss = cross_entropy(discriminator(training.diff_augment(fake, augment)), 1)
-    optimizers["generator"].zero_grad()
-    g_loss.backward()
-    optimizers["generator"].step()
+    g_loss = cross_entropy(judged(fake), 1)
     discriminator.requires_grad_(True)
+    numerics.backward(g_loss)
+    numerics.update(optimizers["generator"])
     return torch.stack([d_loss, g_loss]).detach()
 
 
 def main(args, checkpoint):
     config = {"image_size": args.size, "z_dim": args.z_dim, "features": args.features}
-    device = training.start(args, checkpoint, DEMO, **config)
+    numerics = training.start(args, checkpoint, DEMO, **config)
+    device = numerics.device
     try:
         networks = {"generator": DCGANGenerator(**config).to(device),
                     "discriminator": DCGANDiscriminator(args.size, args.features).to(device)}
@@ -59,14 +64,14 @@ def main(args, checkpoint):
                   for name, network in networks.items()}
     images, fingerprint = training.load_photos(args)
     images = training.place_images(images, device)
-    run = training.Run("dcgan", args, checkpoint, device, config, networks, optimizers,
+    run = training.Run("dcgan", args, checkpoint, numerics, config, networks, optimizers,
                        (len(images), fingerprint), ["d_loss", "g_loss"])
     fixed = training.latents(args.seed, range(64), args.z_dim).to(device)
 
     for epoch in run.steps(args.epochs):
         for indices in training.epoch_batches(len(images), args.batch_size, epoch - 1, args.seed):
             real = training.take_batch(images, indices, device)
-            run.add(train_step(networks, optimizers, real, args.augment))
+            run.add(train_step(networks, optimizers, numerics, real, args.augment))
         run.log()
         if run.sample_due or run.save_due:
             sampler = training.sampling_copy(networks["generator"])

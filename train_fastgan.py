@@ -38,22 +38,17 @@ def perceptual_distance(kind, device):
 
 def hinge_real(logits):
     """Hinge loss on real logits, its margin drawn from U(0.8, 1) for each."""
+    logits = logits.float()
     return F.relu(torch.rand_like(logits) * 0.2 + 0.8 - logits).mean()
 
 
 def hinge_fake(logits):
     """Hinge loss on fake logits, its margin drawn from U(0.8, 1) for each."""
+    logits = logits.float()
     return F.relu(torch.rand_like(logits) * 0.2 + 0.8 + logits).mean()
 
 
-def reconstruction_loss(discriminator, maps, real, real_128, part, distance):
-    """The three decoded images against the real ones they show, shrunk by nearest interpolation."""
-    whole, whole_small, quarter = discriminator.reconstruct(maps, part)
-    target = F.interpolate(quadrant(real, part), size=128)
-    return distance(whole, real_128) + distance(whole_small, real_128) + distance(quarter, target)
-
-
-def train_step(networks, optimizers, average, decay, real, augment, distance):
+def train_step(networks, optimizers, numerics, average, decay, real, augment, distance):
     """One iteration on photos (n, 3, size, size) in [-1, 1]: the three losses, (3,), detached.
 
     Updates both networks and the averaged parameters, these with `decay`. One pass of G serves
@@ -64,24 +59,33 @@ def train_step(networks, optimizers, average, decay, real, augment, distance):
     z = torch.randn(len(real), generator.z_dim, device=real.device)
     part = int(torch.randint(4, ()))
     real = training.diff_augment(real, augment)
-    fakes = [training.diff_augment(fake, augment) for fake in generator(z)]
+    with numerics.autocast():
+        fakes = generator(z)
+    fakes = [training.diff_augment(fake.float(), augment) for fake in fakes]
 
+    # D's three decoders show the whole photo, again from the small path, and one quadrant.
     real_128 = F.interpolate(real, size=128)
-    logits, maps = discriminator(real, real_128)
-    reconstruction = reconstruction_loss(discriminator, maps, real, real_128, part, distance)
+    targets = [real_128, real_128, F.interpolate(quadrant(real, part), size=128)]
+    with numerics.autocast():
+        logits, maps = discriminator(real, real_128)
+        decoded = discriminator.reconstruct(maps, part)
+    pairs = zip(decoded, targets, strict=True)
+    reconstruction = sum(distance(image.float(), target) for image, target in pairs)
     on_real = hinge_real(logits)
-    (on_real + reconstruction).backward()
-    on_fake = hinge_fake(discriminator(*(fake.detach() for fake in fakes))[0])
-    on_fake.backward()
-    optimizers["discriminator"].step()
-    optimizers["discriminator"].zero_grad(set_to_none=True)
+    numerics.backward(on_real + reconstruction)
+    with numerics.autocast():
+        logits, _ = discriminator(*(fake.detach() for fake in fakes))
+    on_fake = hinge_fake(logits)
+    numerics.backward(on_fake)
+    numerics.update(optimizers["discriminator"])
 
     discriminator.requires_grad_(False)  # its gradients would be thrown away
-    g_loss = -discriminator(*fakes)[0].mean()
-    g_loss.backward()
+    with numerics.autocast():
+        logits, _ = discriminator(*fakes)
     discriminator.requires_grad_(True)
-    optimizers["generator"].step()
-    optimizers["generator"].zero_grad(set_to_none=True)
+    g_loss = -logits.float().mean()
+    numerics.backward(g_loss)
+    numerics.update(optimizers["generator"])
     with torch.no_grad():
         torch._foreach_lerp_(average, list(generator.parameters()), 1 - decay)
     return torch.stack([on_real + on_fake, reconstruction, g_loss]).detach()
@@ -105,7 +109,8 @@ def reconstructions(discriminator, images, device):
 
 def main(args, checkpoint):
     config = {"image_size": args.size, "z_dim": args.z_dim, "features": args.features}
-    device = training.start(args, checkpoint, DEMO, **config)
+    numerics = training.start(args, checkpoint, DEMO, **config)
+    device = numerics.device
     try:
         generator = FastGANGenerator(**config).to(device)
     except ValueError as error:
@@ -119,7 +124,7 @@ def main(args, checkpoint):
     optimizers = {"generator": torch.optim.Adam(generator.parameters(), **adam),
                   "discriminator": torch.optim.Adam(discriminator.parameters(), **adam)}
     networks = {"generator": generator, "discriminator": discriminator}
-    run = training.Run("fastgan", args, checkpoint, device, config, networks, optimizers,
+    run = training.Run("fastgan", args, checkpoint, numerics, config, networks, optimizers,
                        (len(images), fingerprint), ["d_hinge", "d_reconstruction", "g_loss"])
     average = [parameter.detach().clone() for parameter in generator.parameters()]
     if checkpoint:
@@ -130,7 +135,8 @@ def main(args, checkpoint):
     for step in run.steps(args.iters):
         real = training.mirror(training.take_batch(images, run.draw(), device))
         decay = training.average_decay(step)
-        run.add(train_step(networks, optimizers, average, decay, real, args.augment, distance))
+        run.add(train_step(networks, optimizers, numerics, average, decay, real, args.augment,
+                           distance))
         run.log()
         if run.sample_due or run.save_due:
             sampler = training.sampling_copy(generator, average)

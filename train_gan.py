@@ -18,7 +18,7 @@ DEMO = {"data": "data/demo", "batch_size": 16, "epochs": 200, "ckpt_every": 100,
         "sample_every": 50, "log_every": 5}
 
 
-def train_step(networks, optimizers, real):
+def train_step(networks, optimizers, numerics, real):
     """One update of both networks on photos (n, 3, h, w) in [-1, 1]: (d_loss, g_loss), detached.
 
     Binary cross-entropy on logits; G's is the non-saturating one. D has no batch norm, so that
@@ -26,41 +26,44 @@ def train_step(networks, optimizers, real):
     """
     generator, discriminator = networks["generator"], networks["discriminator"]
     n = len(real)
-    fake = generator(torch.randn(n, generator.z_dim, device=real.device))
+    z = torch.randn(n, generator.z_dim, device=real.device)
     is_real = torch.cat([torch.ones(n, device=real.device), torch.zeros(n, device=real.device)])
 
-    logits = discriminator(torch.cat([real, fake.detach()]))
-    d_loss = F.binary_cross_entropy_with_logits(logits, is_real)
-    optimizers["discriminator"].zero_grad()
-    d_loss.backward()
-    optimizers["discriminator"].step()
+    with numerics.autocast():
+        fake = generator(z)
+        logits = discriminator(torch.cat([real, fake.detach()]))
+    d_loss = F.binary_cross_entropy_with_logits(logits.float(), is_real)
+    numerics.backward(d_loss)
+    numerics.update(optimizers["discriminator"])
 
     discriminator.requires_grad_(False)  # its gradients would be thrown away
-    g_loss = F.binary_cross_entropy_with_logits(discriminator(fake), is_real[:n])
-    optimizers["generator"].zero_grad()
-    g_loss.backward()
-    optimizers["generator"].step()
+    with numerics.autocast():
+        logits = discriminator(fake)
     discriminator.requires_grad_(True)
+    g_loss = F.binary_cross_entropy_with_logits(logits.float(), is_real[:n])
+    numerics.backward(g_loss)
+    numerics.update(optimizers["generator"])
     return torch.stack([d_loss, g_loss]).detach()
 
 
 def main(args, checkpoint):
     config = {"image_size": args.size, "z_dim": args.z_dim}
-    device = training.start(args, checkpoint, DEMO, **config)
+    numerics = training.start(args, checkpoint, DEMO, **config)
+    device = numerics.device
     networks = {"generator": GANGenerator(**config).to(device),
                 "discriminator": GANDiscriminator(args.size).to(device)}
     optimizers = {name: torch.optim.AdamW(network.parameters(), args.lr, (0.5, 0.999))
                   for name, network in networks.items()}
     images, fingerprint = training.load_photos(args)
     images = training.place_images(images, device)
-    run = training.Run("gan", args, checkpoint, device, config, networks, optimizers,
+    run = training.Run("gan", args, checkpoint, numerics, config, networks, optimizers,
                        (len(images), fingerprint), ["d_loss", "g_loss"])
     fixed = training.latents(args.seed, range(64), args.z_dim).to(device)
 
     for epoch in run.steps(args.epochs):
         for indices in training.epoch_batches(len(images), args.batch_size, epoch - 1, args.seed):
             real = training.take_batch(images, indices, device)
-            run.add(train_step(networks, optimizers, real))
+            run.add(train_step(networks, optimizers, numerics, real))
         run.log()
         if run.sample_due or run.save_due:
             sampler = training.sampling_copy(networks["generator"])

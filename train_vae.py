@@ -28,30 +28,30 @@ def divergence(mean, log_variance):
     return terms.sum(1).mean() / 2
 
 
-def losses(vae, images):
+def losses(vae, numerics, images):
     """(mean squared error over pixels, KL) of images in [-1, 1]."""
-    reconstructed, mean, log_variance = vae(images)
+    with numerics.autocast():
+        reconstructed, mean, log_variance = vae(images)
     return F.mse_loss(reconstructed.float(), images), divergence(mean, log_variance)
 
 
-def train_step(vae, optimizer, real, kl_weight):
+def train_step(vae, optimizer, numerics, real, kl_weight):
     """One update on photos (n, 3, h, w) in [-1, 1]: (reconstruction, KL, total), detached."""
-    reconstruction, kl = losses(vae, real)
+    reconstruction, kl = losses(vae, numerics, real)
     total = reconstruction + kl_weight * kl
-    optimizer.zero_grad()
-    total.backward()
-    optimizer.step()
+    numerics.backward(total)
+    numerics.update(optimizer)
     return torch.stack([reconstruction, kl, total]).detach()
 
 
 @torch.no_grad()
-def validate(vae, images, batch_size, kl_weight, device):
+def validate(vae, numerics, images, batch_size, kl_weight):
     """The losses over all validation photos, in evaluation mode, as columns of the log."""
     vae.eval()
-    sums = torch.zeros(2, device=device)
+    sums = torch.zeros(2, device=numerics.device)
     for indices in torch.arange(len(images)).split(batch_size):
-        batch = training.take_batch(images, indices, device)
-        sums += torch.stack(losses(vae, batch)) * len(batch)
+        batch = training.take_batch(images, indices, numerics.device)
+        sums += torch.stack(losses(vae, numerics, batch)) * len(batch)
     vae.train()
     reconstruction, kl = (sums / len(images)).tolist()
     return {"val_reconstruction": reconstruction, "val_kl": kl,
@@ -70,7 +70,8 @@ def reconstructions(vae, sets, device):
 
 def main(args, checkpoint):
     config = {"image_size": args.size, "z_dim": args.latent}
-    device = training.start(args, checkpoint, DEMO, **config)
+    numerics = training.start(args, checkpoint, DEMO, **config)
+    device = numerics.device
     try:
         vae = VAE(**config).to(device)
     except ValueError as error:
@@ -82,7 +83,7 @@ def main(args, checkpoint):
         sets.append(training.place_images(training.load_photos(args, "val")[0], device))
     # The decoder is named as the generator of the other models is, and sampled from like it.
     networks = {"encoder": vae.encoder, "generator": vae.decoder}
-    run = training.Run("vae", args, checkpoint, device, config, networks, {"vae": optimizer},
+    run = training.Run("vae", args, checkpoint, numerics, config, networks, {"vae": optimizer},
                        (len(images), fingerprint), ["reconstruction", "kl", "total"])
     fixed = training.latents(args.seed, range(16), args.latent).to(device)
 
@@ -91,9 +92,9 @@ def main(args, checkpoint):
             group["lr"] = args.lr * args.lr_decay ** (epoch - 1)
         for indices in training.epoch_batches(len(images), args.batch_size, epoch - 1, args.seed):
             real = training.take_batch(sets[0], indices, device)
-            run.add(train_step(vae, optimizer, real, args.kl_weight))
+            run.add(train_step(vae, optimizer, numerics, real, args.kl_weight))
         if run.log_due and len(sets) > 1:
-            run.log(**validate(vae, sets[1], args.batch_size, args.kl_weight, device))
+            run.log(**validate(vae, numerics, sets[1], args.batch_size, args.kl_weight))
         else:
             run.log()
         if run.sample_due:

@@ -32,6 +32,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 FORMAT = 1  # of checkpoints; a reader refuses newer ones
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".gif", ".bmp", ".tif", ".tiff", ".webp", ".ppm"}
 
 
@@ -116,6 +117,8 @@ def add_common_arguments(parser, *, data, size, fit, batch_size, lr, every):
     group.add_argument("--lr", type=positive, default=lr, help="Adam's learning rate")
     group.add_argument("--seed", type=seed, default=0, help="of every random draw")
     group.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
+    group.add_argument("--precision", choices=["auto", *PRECISIONS], default="auto",
+                       help="of the networks' passes; auto is bf16 where the device is fast at it")
     group.add_argument("--demo", action="store_true", help="small and quick, on drawn scenes")
     group = parser.add_argument_group("run folder")
     group.add_argument("--out", default="runs", help="folder of run folders")
@@ -164,18 +167,20 @@ def check_data(checkpoint, data, fingerprint):
 
 
 def start(args, checkpoint, demo, **config):
-    """The device, after what every script does first: demo scenes, architecture, seed.
+    """The Numerics, after what every script does first: demo scenes, architecture, seed.
 
     config: the networks' arguments, which a resumed run must not change.
     """
     device = choose_device(args.device)
     args.device = str(device)
+    numerics = Numerics(device, args.precision)
+    args.precision = numerics.precision  # a resumed run keeps what `auto` became
     if args.demo and args.data == demo["data"]:
         make_demo_data(args.data)
     if checkpoint:
         check_unchanged(checkpoint, **config)
     torch.manual_seed(args.seed)
-    return device
+    return numerics
 
 
 def choose_device(name):
@@ -188,6 +193,48 @@ def choose_device(name):
     except (RuntimeError, AssertionError) as error:
         fail(f"--device {name}: {str(error).splitlines()[0]}; --device cpu works everywhere")
     return device
+
+
+# ---------------------------------------------------------------------------------------------
+# Precision
+# ---------------------------------------------------------------------------------------------
+
+
+def fast_precision(device):
+    """bf16 where matrix units compute it, fp16 on older GPUs, else fp32."""
+    if device.type == "cuda":
+        major, _ = torch.cuda.get_device_capability(device)
+        return "bf16" if major >= 8 else "fp16" if major >= 7 else "fp32"
+    amx = getattr(torch.cpu, "_is_amx_tile_supported", bool)  # no public name for it yet
+    return "bf16" if device.type == "cpu" and amx() else "fp32"
+
+
+class Numerics:
+    """How a step computes: networks' passes in `precision`, everything else in float32.
+
+    with numerics.autocast(): a network's pass; its result goes through .float() to a loss
+    numerics.backward(loss); numerics.update(optimizer)
+    """
+
+    def __init__(self, device, precision="auto"):
+        self.device = device
+        self.precision = fast_precision(device) if precision == "auto" else precision
+        # float16 has few exponents: its losses are scaled up, and updates that overflow skipped.
+        self.scaler = torch.amp.GradScaler(device.type, enabled=self.precision == "fp16")
+
+    def autocast(self):
+        dtype = PRECISIONS[self.precision]
+        return torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32)
+
+    def backward(self, loss):
+        """Adds the gradients of a loss to its parameters'."""
+        self.scaler.scale(loss).backward()
+
+    def update(self, optimizer):
+        """One step along the gradients, which are then gone."""
+        self.scaler.step(optimizer)
+        self.scaler.update()
+        optimizer.zero_grad(set_to_none=True)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -789,7 +836,7 @@ def load_weights(module, state, path):
 class Run:
     """Where a training run stands: what is logged, saved and resumed, and in which folder.
 
-        run = Run("gan", args, checkpoint, device, config, networks, optimizers, photos, names)
+        run = Run("gan", args, checkpoint, numerics, config, networks, optimizers, photos, names)
         for step in run.steps(args.epochs):
             run.add(losses)                    # of every iteration
             run.log()                          # once a step
@@ -801,9 +848,10 @@ class Run:
     fingerprint); names: of the losses.
     """
 
-    def __init__(self, model, args, checkpoint, device, config, networks, optimizers, photos,
+    def __init__(self, model, args, checkpoint, numerics, config, networks, optimizers, photos,
                  names):
-        self.model, self.args, self.device, self.config = model, args, device, config
+        self.model, self.args, self.config = model, args, config
+        self.numerics, self.device = numerics, numerics.device
         self.networks, self.optimizers, self.names = networks, optimizers, names
         self.photos, self.fingerprint = photos
         self.checkpoint = checkpoint
@@ -832,6 +880,7 @@ class Run:
             self.iteration = saved.get("iteration", self.step)
             self.logged, self.seen = saved["logged"], saved["seen"]
             self.losses = [row.to(self.device) for row in saved.get("losses", ())]
+            self.numerics.scaler.load_state_dict(saved.get("scaler", {}))
             set_random_state(saved["random"], self.device)
 
     def steps(self, total):
@@ -915,6 +964,7 @@ class Run:
             "args": vars(self.args), "sampler": sampler.state_dict(),
             "networks": {name: net.state_dict() for name, net in self.networks.items()},
             "optimizers": {name: adam.state_dict() for name, adam in self.optimizers.items()},
+            "scaler": self.numerics.scaler.state_dict(),
             "random": random_state(self.device), "data": self.fingerprint,
             "iteration": self.iteration, "logged": self.logged, "seen": self.seen,
             "losses": self.unlogged(),
