@@ -40,13 +40,13 @@ from nets import DCGANGenerator, FastGANGenerator, GANGenerator, VAEDecoder
 GENERATORS = {"gan": GANGenerator, "dcgan": DCGANGenerator, "vae": VAEDecoder,
               "fastgan": FastGANGenerator}
 RANDOM = "random features: not comparable with published numbers"
-ROWS = {  # name in JSON and CSV: (in the table, the ideal: the nearest to it is the best, digits)
+ROWS = {  # name in JSON and CSV: (in the table, the ideal, digits; None: 3 in all)
     "fid_train": ("FID train", 0, 1),
     "fid_validation": ("FID validation", 0, 1),
     "fid_infinity_train": ("FID∞ train", 0, 1),
     "fid_infinity_validation": ("FID∞ validation", 0, 1),
-    "kid_train": ("KID train", 0, 4),
-    "kid_validation": ("KID validation", 0, 4),
+    "kid_train": ("KID train", 0, None),
+    "kid_validation": ("KID validation", 0, None),
     "precision": ("precision", 1, 2),
     "recall": ("recall", 1, 2),
     "density": ("density", 1, 2),
@@ -70,8 +70,6 @@ STUDY = [  # published, not ours: 331 images a set at 1024×1024
         ("150K", 77, 77, 0.86, 0.85, -0.01)]
 ]
 BATCH = 32  # images on their way at once
-LISTED = 32  # neighbours kept of a point in a set of n: enough for any random half of it
-FEWEST_FOR_INFINITY = 100  # images a set: with fewer, half of them say little of the trend
 CACHE = 1  # raised when features or lists change their meaning: older caches are then made anew
 
 
@@ -362,154 +360,25 @@ def write_cache(path, value):
         print(f"warning: {path} not written ({error.strerror})", file=sys.stderr)
 
 
-def photo_neighbors(train, validation, n, space, distance, extractors):
-    """Neighbors of the photos by pairs of sets: "TT", "VV", "TV" (of train in validation), "VT"."""
+def neighbors(pairs, sets, n, space, distance, extractors, cache):
+    """{pair: Neighbors} of pairs of sets, "TF": of training photos among samples, and so on.
 
-    def make(t, v):
-        return {"TT": within(t, n, distance), "VV": within(v, n, distance),
-                **across("TV", t, v, n, distance)}
-
-    return neighbors([train, validation], n, space, extractors, train.cache, make)
-
-
-def sample_neighbors(train, validation, fake, n, space, distance, extractors):
-    """Neighbors that samples are one side of: "TF", "FT", "VF", "FV", "FF"."""
-
-    def make(t, v, f):
-        return {"FF": within(f, n, distance), **across("TF", t, f, n, distance),
-                **across("VF", v, f, n, distance)}
-
-    return neighbors([train, validation, fake], n, space, extractors, fake.cache, make)
-
-
-def neighbors(sets, n, space, extractors, cache, make):
-    """What `make` returns of the sets' features in a space; those by LPIPS are cached."""
-    key = [extractors.keys[space], n, LISTED, *(images.key for images in sets)]
+    sets: {letter: ImageSet}, the samples last. What is by LPIPS is cached.
+    """
+    key = [extractors.keys[space], pairs, n, metrics.LISTED, *(x.key for x in sets.values())]
     path = cache_path(cache, f"neighbours_{space}", key)
     lists = read_cache(path) if space == "lpips" else None
     if lists is None:
         # The samples first: what else is missing of their features comes in the same pass.
-        for images in reversed(sets):
+        for images in reversed(sets.values()):
             images.load(["inception", "resnet", space], extractors)
-        lists = make(*(images.features[space] for images in sets))
+        points = {letter: images.features[space] for letter, images in sets.items()}
+        lists = {}
+        for x, y in tqdm(pairs, desc=f"neighbours by {space}", disable=None, leave=False):
+            lists |= metrics.neighbor_lists(x, y, points[x], points[y], n, distance)
         if space == "lpips":
             write_cache(path, {name: tuple(pair) for name, pair in lists.items()})
     return {name: metrics.Neighbors(*pair) for name, pair in lists.items()}
-
-
-def within(points, n, distance):
-    k = min(listed(points, n), len(points) - 1)
-    return metrics.nearest_neighbors(points, points, k, distance, leave_out_self=True)
-
-
-def across(name, x, y, n, distance):
-    """Lists of x among y, as `name`, and of y among x, as its reverse."""
-    lists = metrics.mutual_neighbors(x, y, (listed(y, n), listed(x, n)), distance)
-    return dict(zip((name, name[::-1]), lists, strict=True))
-
-
-def listed(points, n):
-    """How many neighbours to list so that LISTED of them are among n points drawn of all."""
-    return min(len(points), math.ceil(LISTED * len(points) / n))
-
-
-# ---------------------------------------------------------------------------------------------
-# Numbers
-# ---------------------------------------------------------------------------------------------
-
-
-class Measure(NamedTuple):
-    """A statistic of sets of n, the rows that its numbers fill, and the sizes that it needs."""
-
-    rows: list
-    statistic: object
-    least: int = 2
-    least_half: int = 2
-    bounds: tuple = (-np.inf, np.inf)
-    effort: float = 1  # the share of the replicates that it gets
-
-
-def replicates(n):
-    """Random halves for an interval: 200, fewer where one takes seconds."""
-    return 200 if n <= 1000 else 20
-
-
-def measured(groups, n, name):
-    """{"n", row: number, ..., "intervals": {row: [low, high]}} of the measures that n allows.
-
-    groups: pairs of measures and of the sets that they are of.
-    """
-    numbers, intervals = {}, {}
-    bar = tqdm([(measure, sets) for measures, sets in groups for measure in measures],
-               desc=f"numbers of {name}", disable=None, leave=False)
-    for (rows, statistic, least, least_half, bounds, effort), sets in bar:
-        if n < least:
-            continue
-        numbers |= dict(zip(rows, map(float, statistic(*sets)), strict=True))
-        if n // 2 >= least_half:
-            ends = metrics.interval(statistic, *sets, bounds=bounds,
-                                    replicates=max(20, int(effort * replicates(n))))
-            pairs = map(list, zip(*ends, strict=True))
-            intervals |= dict(zip(rows, pairs, strict=True))
-    return {"n": n, **numbers, "intervals": intervals}
-
-
-def inception_measures(references):
-    """Measures of (reference features, ..., sample features); the first one is training photos."""
-
-    def each(distance):
-        return lambda *sets: [distance(x, sets[-1]) for x in sets[:-1]]
-
-    def shares(*sets):
-        return list(metrics.precision_recall_density_coverage(sets[0], sets[-1]).values())
-
-    def kernel(x, z):
-        return metrics.kernel_distance(x, z)[0]
-
-    def infinity(x, z):
-        return metrics.frechet_distance_infinity(x, z).value
-
-    return [
-        Measure([f"fid_{x}" for x in references], each(metrics.frechet_distance),
-                bounds=(0, np.inf)),
-        Measure([f"kid_{x}" for x in references], each(kernel)),
-        Measure(["precision", "recall", "density", "coverage"], shares, 6, 6,
-                ([0, 0, 0, 0], [1, 1, np.inf, 1])),
-        Measure([f"fid_infinity_{x}" for x in references], each(infinity),
-                FEWEST_FOR_INFINITY, FEWEST_FOR_INFINITY // 2, effort=0.2)]
-
-
-def neighbor_measure(lists, suffix):
-    """Adversarial accuracies: of row numbers (of train, of validation, of samples)."""
-
-    def accuracies(i, j, k):
-        aa = [metrics.listed_accuracy((lists[f"{x}F"], lists[f"F{x}"]),
-                                      (lists[f"{x}{x}"], lists["FF"]), rows, k)
-              for x, rows in (("T", i), ("V", j))]
-        return [*aa, aa[1] - aa[0]]
-
-    return Measure([f"{row}{suffix}" for row in ("aa_train", "aa_test", "privacy_loss")],
-                   accuracies, bounds=([0, 0, -1], [1, 1, 1]))
-
-
-def real_measure(lists, suffix):
-    """The same where validation photos stand in for samples: only one number has a sense."""
-
-    def accuracy(i, j):
-        return [metrics.listed_accuracy((lists["TV"], lists["VT"]), (lists["TT"], lists["VV"]),
-                                        i, j)]
-
-    return Measure([f"aa_train{suffix}"], accuracy, bounds=(0, 1))
-
-
-def copy_measure(lists, suffix):
-    """The share of suspected copies: of row numbers of all photos and samples."""
-
-    def share(i, j, k):
-        unseen = lists["VT"].among(j, i)
-        return [(lists["FT"].among(k, i) < unseen.quantile(0.01)).double().mean().item()]
-
-    return Measure([f"copies{suffix}"], share, bounds=(0, 1))
 
 
 # ---------------------------------------------------------------------------------------------
@@ -517,32 +386,44 @@ def copy_measure(lists, suffix):
 # ---------------------------------------------------------------------------------------------
 
 
+def rounded(row, value):
+    """(the value, rounded to its row's digits after the point, their number)."""
+    digits = ROWS[row][2]
+    if digits is None:  # KID's scale is the features' own
+        digits = max(0, 2 - math.floor(math.log10(abs(value) or 1)))
+    return round(value, digits) + 0, digits  # never -0.00
+
+
 def cell(row, result):
     """A number as the table shows it, ± half its interval; a dash for none."""
-    value, digits = result.get(row), ROWS[row][2]
-    if value is None:
+    if result.get(row) is None:
         return "–"
+    value, digits = rounded(row, result[row])
     low, high = result.get("intervals", {}).get(row, (None, None))
-    half = "" if low is None else f" ±{max(high - value, value - low):.{digits}f}"
-    return f"{round(value, digits) + 0:.{digits}f}{half}"  # never -0.00
+    if low is None:
+        return f"{value:.{digits}f}"
+    return f"{value:.{digits}f} ±{max(high - result[row], result[row] - low):.{digits}f}"
 
 
 def best(row, results):
     """Which columns to set in bold: of two or more that are judged, the nearest to the ideal."""
-    _, ideal, digits = ROWS[row]
-    off = {i: round(abs(round(result[row], digits) - ideal), digits)
-           for i, result in enumerate(results)
+    off = {i: abs(rounded(row, result[row])[0] - ROWS[row][1]) for i, result in enumerate(results)
            if result.get(row) is not None and result["kind"] == "judged"}
-    return {i for i in off if len(off) > 1 and off[i] == min(off.values())}
+    return {i for i in off if len(off) > 1 and off[i] < min(off.values()) + 1e-9}
+
+
+def shown_rows(results):
+    """The rows of the table: those that any column has."""
+    return [row for row in ROWS if any(result.get(row) is not None for result in results)]
 
 
 def table_cells(results, bold="{}"):
     """The table as rows of text, its header first; the best numbers are put into `bold`."""
     table = [["", *(result["name"] for result in results)]]
-    for row, (label, *_) in ROWS.items():
+    for row in shown_rows(results):
         winners = best(row, results)
         texts = [cell(row, result) for result in results]
-        table.append([label, *(bold.format(text) if i in winners else text
+        table.append([ROWS[row][0], *(bold.format(text) if i in winners else text
                                for i, text in enumerate(texts))])
     return table
 
@@ -591,7 +472,7 @@ def save_figure(plt, figure, path):
 
 
 def table_figure(plt, results, caption, path):
-    cells = table_cells(results)
+    cells, rows = table_cells(results), shown_rows(results)
     figure, axes = plt.subplots(figsize=(2.2 + 1.7 * len(results), 0.6 + 0.28 * len(cells)),
                                 layout="constrained")
     axes.axis("off")
@@ -602,7 +483,7 @@ def table_figure(plt, results, caption, path):
     table.set_fontsize(9)
     for (i, j), box in table.get_celld().items():
         box.set_edgecolor("0.8")
-        if i == 0 or (j and j - 1 in best(list(ROWS)[i - 1], results)):
+        if i == 0 or (j and j - 1 in best(rows[i - 1], results)):
             box.set_text_props(weight="bold")
     save_figure(plt, figure, path)
 
@@ -658,9 +539,10 @@ def curve_figure(plt, runs, real, caption, path):
                     ends = zip(*(result["intervals"][row] for result in results), strict=True)
                     axis.fill_between(steps, *ends, alpha=0.12, color=f"C{number}", linewidth=0)
         axis.axhline(reference, color="0.4", linewidth=1, linestyle=":", label="REAL")
-        axis.set(xlabel="step", ylabel=label)
+        axis.set(xlabel="step (FastGAN: iterations, others: epochs)", ylabel=label)
         axis.legend(fontsize=8)
-    figure.suptitle(f"{caption}; bands: 95%", fontsize=10)
+    axes[1].set_ylim(-0.03, 1.03)
+    figure.suptitle(f"{caption}\nbands: 95% intervals", fontsize=10)
     save_figure(plt, figure, path)
 
 
@@ -726,6 +608,15 @@ def sample_set(column, comparison):
     return ImageSet(column.name, key, n, batches, comparison.out / ".cache"), some
 
 
+def numbers(measures, n, name):
+    """{"n", row: number, ..., "intervals": {row: [low, high]}} of measures and their sets."""
+    values, intervals = {}, {}
+    for measure, sets in tqdm(measures, desc=f"numbers of {name}", disable=None, leave=False):
+        values |= measure.values(n, *sets)
+        intervals |= measure.intervals(n, *sets)
+    return {"n": n, **values, "intervals": intervals}
+
+
 class Comparison:
     """The photos, and what is measured of samples against them at one size and in equal number."""
 
@@ -746,7 +637,7 @@ class Comparison:
         self.out = Path(args.out or columns[0].home / "eval")
         self.note = RANDOM if args.weights == "random" else None
         self.caption = (f"{Path(data).resolve().name}, {self.n} images a set at {self.size}×"
-                        f"{self.size} ({self.fit}), seed {args.seed}, ± half a 95% interval")
+                        f"{self.size} ({self.fit}), seed {args.seed}")
         self.caption += f"; {self.note}" if self.note else ""
         self.extractors = Extractors(args, device, self.size)
         self.distances = {
@@ -759,8 +650,10 @@ class Comparison:
         n, sets = self.n, (self.train, self.validation)
         # Sets are compared at equal size; copies are looked for among all training photos.
         self.rows = [draw(images.n, n, self.args.seed) for images in sets]
-        self.lists = {name: photo_neighbors(*sets, n, space, distance, self.extractors)
-                      for name, (space, _, distance) in self.distances.items()}
+        self.lists = {
+            name: neighbors(["TT", "VV", "TV"], dict(zip("TV", sets, strict=True)), n, space,
+                            distance, self.extractors, self.train.cache)
+            for name, (space, _, distance) in self.distances.items()}
         for images in sets:
             images.load(["inception", "resnet"], self.extractors)
         self.inception, self.resnet = (
@@ -770,10 +663,11 @@ class Comparison:
 
     def real(self):
         """The REAL column: validation photos in the place of samples."""
-        measures = [(inception_measures(["validation"]), self.inception)]
-        measures += [([real_measure(self.lists[name], suffix)], self.rows)
+        measures = [(measure, self.inception)
+                    for measure in metrics.inception_measures(["validation"])]
+        measures += [(metrics.real_measure(self.lists[name], suffix), self.rows)
                      for name, (_, suffix, _) in self.distances.items()]
-        return {"name": "REAL", "kind": "real", **measured(measures, self.n, "REAL")}
+        return {"name": "REAL", "kind": "real", **numbers(measures, self.n, "REAL")}
 
     def judge(self, column):
         """(the numbers of a column, what its figures show)."""
@@ -790,18 +684,20 @@ class Comparison:
                        "step": column.source["step"]}
         measures, tests, shown = [], {}, {}
         for name, (space, suffix, distance) in self.distances.items():
-            lists = self.lists[name] | sample_neighbors(
-                self.train, self.validation, fake, self.n, space, distance, self.extractors)
-            measures += [([neighbor_measure(lists, suffix)], [*self.rows, everything[2]]),
-                         ([copy_measure(lists, suffix)], everything)]
+            lists = self.lists[name] | neighbors(
+                ["FF", "TF", "VF"], {"T": self.train, "V": self.validation, "F": fake}, self.n,
+                space, distance, self.extractors, fake.cache)
+            measures += [(metrics.neighbor_measure(lists, suffix), [*self.rows, everything[2]]),
+                         (metrics.copy_measure(lists, suffix), everything)]
             tests[name] = test = metrics.listed_copies(lists["FT"], lists["VT"])
             nearest = test.distances.argsort(stable=True)[:4].tolist()
             shown[name] = lists["FT"], self.args.show or nearest
         if self.args.save_samples and not fake.made:  # all features were in the cache
             deque(ahead(fake.batches()), maxlen=0)
         inception = [*self.inception, fake.features["inception"]]
-        measures.append((inception_measures(["train", "validation"]), inception))
-        result |= measured(measures, self.n, column.name)
+        measures += [(measure, inception)
+                     for measure in metrics.inception_measures(["train", "validation"])]
+        result |= numbers(measures, self.n, column.name)
         result["suspects"] = {
             name: [{"sample": i, "name": labels[i], "photo": self.files[test.nearest[i]].name,
                     "distance": test.distances[i].item()} for i in test.indices]
@@ -829,7 +725,7 @@ class Comparison:
                       for label, photos in zip(("train", "test"), self.resnet, strict=True)]
             pca_figure(plt, self.pca, panels, f"{name}: ResNet-50 embeddings\n{self.caption}",
                        self.out / f"pca_{slug(name)}.png")
-        if self.args.show_fit and self.n >= FEWEST_FOR_INFINITY:
+        if self.args.show_fit and self.n >= metrics.FEWEST_FOR_INFINITY:
             fits = {label: metrics.frechet_distance_infinity(x, fake.features["inception"])
                     for label, x in zip(("train", "validation"), self.inception, strict=True)}
             fit_figure(plt, fits, f"{name}: FID∞\n{self.caption}",
@@ -875,6 +771,7 @@ def main(args):
     if runs:
         curve_figure(plt, runs, real, caption, out / "curve.png")
     results += [{**column, "kind": "published", "n": 331} for column in STUDY if args.study]
+    caption += "; ± half a 95% interval"
 
     settings = {"data": str(data), "n": comparison.n, "size": comparison.size,
                 "fit": comparison.fit, "seed": args.seed, "weights": args.weights,

@@ -19,6 +19,7 @@ import hashlib
 import re
 import tempfile
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import NormalDist
@@ -45,6 +46,9 @@ WEIGHTS = {
 BLOCK = 2048  # rows and columns of a distance matrix held at once
 CHUNK = 2**14  # coordinates of LPIPS points held at once
 HALF_SCALE = 2.0**8  # keeps LPIPS coordinates of all image sizes well inside float16's range
+LISTED = 32  # neighbours listed of a point among n: enough for any random half of them
+FEWEST_FOR_INFINITY = 100  # points a set: the trend of fewer says little
+QUANTILE = 0.01  # of validation photos, nearer to training photos than a suspected copy is not
 TIE = 1e-5  # relative: the accuracy of features, so of distances, from batch to batch
 
 
@@ -741,7 +745,7 @@ class CopyTest(NamedTuple):
     nearest: Tensor
 
 
-def copy_test(fake, train, validation, distance=pairwise_cosine, quantile=0.01):
+def copy_test(fake, train, validation, distance=pairwise_cosine, quantile=QUANTILE):
     """Which fake points are nearer to a training point than unseen photos ever are? A CopyTest.
 
     The suspects are nearer than the given quantile of the distances of validation points to
@@ -752,7 +756,7 @@ def copy_test(fake, train, validation, distance=pairwise_cosine, quantile=0.01):
                          nearest_neighbors(validation, train, 1, distance), quantile)
 
 
-def listed_copies(fake, validation, quantile=0.01):
+def listed_copies(fake, validation, quantile=QUANTILE):
     """copy_test from the Neighbors of fake and of validation points among the training points."""
     distances, nearest = fake.distances[:, 0], fake.indices[:, 0]
     threshold = validation.distances[:, 0].quantile(quantile).item()
@@ -788,6 +792,103 @@ def interval(statistic, *sets, level=0.95, replicates=200, seed=0, bounds=(-np.i
     margin = NormalDist().inv_cdf((1 + level) / 2) * np.std(halves, axis=0, ddof=1)
     value = np.asarray(statistic(*sets))
     return tuple(np.clip(value + side * margin, *bounds).tolist() for side in (-1, 1))
+
+
+# The numbers of a table -------------------------------------------------------------------
+
+
+class Measure(NamedTuple):
+    """A statistic of sets that gives the numbers `names`, and the set sizes n that it needs."""
+
+    names: list[str]
+    statistic: Callable
+    least: int = 2
+    least_half: int = 2  # for an interval
+    bounds: tuple = (-np.inf, np.inf)
+    effort: float = 1.0  # the share of the replicates that it gets
+
+    def values(self, n, *sets):
+        """{name: number}; empty where n is too small."""
+        if n < self.least:
+            return {}
+        return dict(zip(self.names, map(float, self.statistic(*sets)), strict=True))
+
+    def intervals(self, n, *sets):
+        """{name: [low, high]} by `interval`, of 200 random halves, or 20 where each takes long."""
+        if n < self.least or n // 2 < self.least_half:
+            return {}
+        replicates = max(20, int(self.effort * (200 if n <= 1000 else 20)))
+        ends = interval(self.statistic, *sets, replicates=replicates, bounds=self.bounds)
+        return dict(zip(self.names, map(list, zip(*ends, strict=True)), strict=True))
+
+
+def inception_measures(references):
+    """Measures of (a set of features for each name in references, ..., the samples' features).
+
+    The first set is the training photos': precision and its like are against them.
+    """
+
+    def of_each(distance):
+        return lambda *sets: [distance(x, sets[-1]) for x in sets[:-1]]
+
+    def shares(*sets):
+        return list(precision_recall_density_coverage(sets[0], sets[-1]).values())
+
+    return [
+        Measure([f"fid_{x}" for x in references], of_each(frechet_distance), bounds=(0, np.inf)),
+        Measure([f"kid_{x}" for x in references], of_each(lambda x, y: kernel_distance(x, y)[0])),
+        Measure(["precision", "recall", "density", "coverage"], shares, 6, 6,
+                ([0, 0, 0, 0], [1, 1, np.inf, 1])),
+        Measure([f"fid_infinity_{x}" for x in references],
+                of_each(lambda x, y: frechet_distance_infinity(x, y).value),
+                FEWEST_FOR_INFINITY, FEWEST_FOR_INFINITY // 2, effort=0.2)]
+
+
+def neighbor_lists(x_name, y_name, x, y, n, distance):
+    """{names: Neighbors} long enough for any n of the points and for halves of these.
+
+    x_name + y_name: of the points x among y, and the reverse; x_name twice: of x among itself.
+    """
+    k_x, k_y = (min(len(z), -(-LISTED * len(z) // n)) for z in (x, y))
+    if x_name == y_name:
+        return {x_name * 2: nearest_neighbors(x, x, min(k_x, len(x) - 1), distance, True)}
+    lists = mutual_neighbors(x, y, (k_y, k_x), distance)
+    return dict(zip((x_name + y_name, y_name + x_name), lists, strict=True))
+
+
+def neighbor_measure(lists, suffix=""):
+    """Adversarial accuracies and privacy loss of row numbers of train, validation and samples.
+
+    lists: Neighbors of train T, validation V and samples F by pairs: "TF" of T among F, ...
+    """
+
+    def accuracies(i, j, k):
+        train, test = (listed_accuracy((lists[f"{x}F"], lists[f"F{x}"]),
+                                       (lists[f"{x}{x}"], lists["FF"]), rows, k)
+                       for x, rows in (("T", i), ("V", j)))
+        return [train, test, test - train]
+
+    names = [f"{name}{suffix}" for name in ("aa_train", "aa_test", "privacy_loss")]
+    return Measure(names, accuracies, least_half=2, bounds=([0, 0, -1], [1, 1, 1]))
+
+
+def real_measure(lists, suffix=""):
+    """The same where validation photos stand in for samples: one number has a sense."""
+
+    def accuracy(i, j):
+        return [listed_accuracy((lists["TV"], lists["VT"]), (lists["TT"], lists["VV"]), i, j)]
+
+    return Measure([f"aa_train{suffix}"], accuracy, bounds=(0, 1))
+
+
+def copy_measure(lists, suffix=""):
+    """The share of copy_test, of row numbers of all training and validation photos and samples."""
+
+    def share(i, j, k):
+        threshold = lists["VT"].among(j, i).quantile(QUANTILE)
+        return [(lists["FT"].among(k, i) < threshold).double().mean()]
+
+    return Measure([f"copies{suffix}"], share, bounds=(0, 1))
 
 
 # Principal components ---------------------------------------------------------------------
