@@ -215,13 +215,13 @@ def test_frechet_distance_of_fewer_points_than_dimensions():
 
 
 @pytest.mark.parametrize(
-    "n, d", [(2, 8), (50, 8), (2, 2048), (331, 2048), (2047, 2048), (2048, 2048), (2500, 2048)]
+    "n, d", [(2, 8), (50, 8), (2, 2048), (331, 2048), (2047, 2048), (2048, 2048), (5000, 2048)]
 )
 def test_frechet_distance_is_real_for_every_size(n, d):
     x = gaussian(n, d) * torch.linspace(0, 1, d)  # one dimension never varies
     scale = x.square().sum().item() / n
     assert metrics.frechet_distance(x, x.clone()) <= 1e-6 * scale
-    collapsed = torch.full((n, d), 0.5)
+    collapsed = torch.full((n if n < 2000 else 3, d), 0.5)
     to_collapsed = metrics.frechet_distance(x, collapsed)
     expected = (x.mean(0) - 0.5).square().sum() + x.var(0).sum()
     assert to_collapsed == pytest.approx(expected.item(), rel=1e-5)
@@ -332,6 +332,18 @@ def test_lpips_features_are_points_computed_once(monkeypatch):
         metrics.pairwise_lpips(points, drawn(2, 96), network)
 
 
+def test_lpips_features_of_a_stream():
+    network = metrics.lpips_network("alex", "random")
+    x = drawn(7)
+    expected = metrics.pairwise_lpips(x, x, network)
+    points = metrics.lpips_features(iter(x.split([3, 4])), network, batch_size=2, total=7)
+    torch.testing.assert_close(metrics.pairwise_lpips(points, points, network), expected,
+                               rtol=0, atol=1e-6)
+    for batches, total in (([x], 6), ([x], 8), ([x, drawn(2, 96)], 9)):
+        with pytest.raises(ValueError, match="LPIPS features of"):
+            metrics.lpips_features(batches, network, total=total)
+
+
 # Neighbours
 
 
@@ -358,6 +370,25 @@ def test_equally_near_neighbors_come_in_order(monkeypatch):
     for k in (0, 5):
         with pytest.raises(ValueError, match="neighbours"):
             metrics.nearest_neighbors(x, x, k)
+
+
+@pytest.mark.parametrize("block", [2048, 7])
+def test_mutual_neighbors_are_those_of_both_directions(block, monkeypatch):
+    monkeypatch.setattr(metrics, "BLOCK", block)
+    x, y, calls = gaussian(25, 8), gaussian(40, 8, seed=1), []
+
+    def counted(a, b):
+        calls.append(len(a) * len(b))
+        return metrics.pairwise_cosine(a, b)
+
+    of_x, of_y = metrics.mutual_neighbors(x, y, (5, 9), counted)
+    assert sum(calls) == 25 * 40
+    for ours, expected in ((of_x, metrics.nearest_neighbors(x, y, 5)),
+                           (of_y, metrics.nearest_neighbors(y, x, 9))):
+        assert torch.equal(ours.indices, expected.indices)
+        torch.testing.assert_close(ours.distances, expected.distances)
+    with pytest.raises(ValueError, match="k = 26"):
+        metrics.mutual_neighbors(x, y, (5, 26))
 
 
 def euclidean(x, y):
@@ -453,6 +484,71 @@ def test_copy_test_names_the_copies():
     assert (result.distances[result.indices] < result.threshold).all()
 
 
+# Numbers from lists of neighbours, as evaluate.py takes them
+
+
+def lists_of(sets, n):
+    """Neighbors of all pairs of {letter: points}."""
+    lists = {}
+    for x in sets:
+        for y in sets:
+            if x + y not in lists:
+                lists |= metrics.neighbor_lists(x, y, sets[x], sets[y], n, metrics.pairwise_cosine)
+    return lists
+
+
+def test_numbers_and_intervals_from_lists_equal_those_from_points():
+    t, v, f = (gaussian(n, 6, shift, seed=n) for n, shift in ((120, 0), (90, 0), (60, 0.4)))
+    f[:20] = t[:20] * 1.5  # copies, by cosine
+    lists = lists_of({"T": t, "V": v, "F": f}, 60)
+    assert lists["FT"].indices.shape == (60, 64) and lists["TF"].indices.shape == (120, 32)
+    assert lists["VV"].indices.shape == (90, 48)
+    rows = torch.arange(120)[::2], torch.arange(90)[15:75], torch.arange(60)
+    measure = metrics.neighbor_measure(lists, "_x")
+
+    def accuracies(x, y, z):
+        aa = [metrics.adversarial_accuracy(x, z), metrics.adversarial_accuracy(y, z)]
+        return [*aa, aa[1] - aa[0]]
+
+    points = t[rows[0]], v[rows[1]], f
+    names = ["aa_train_x", "aa_test_x", "privacy_loss_x"]
+    assert measure.values(60, *rows) == dict(zip(names, accuracies(*points), strict=True))
+    low, high = metrics.interval(accuracies, *points, bounds=([0, 0, -1], [1, 1, 1]))
+    assert measure.intervals(60, *rows) == {
+        name: [a, b] for name, a, b in zip(names, low, high, strict=True)}
+
+    measure = metrics.real_measure(lists)
+    assert measure.values(60, *rows[:2])["aa_train"] == metrics.adversarial_accuracy(*points[:2])
+
+    everything = torch.arange(120), torch.arange(90), rows[2]
+    test = metrics.copy_test(f, t, v)
+    listed = metrics.listed_copies(lists["FT"], lists["VT"])
+    assert listed.indices == test.indices and set(test.indices) >= set(range(20))
+    measure = metrics.copy_measure(lists)
+    assert measure.values(60, *everything) == {"copies": pytest.approx(test.share)}
+    low, high = measure.intervals(60, *everything)["copies"]
+    assert low < test.share < high and high - low < 0.35
+
+
+def test_numbers_of_features_and_what_needs_more_points():
+    x, y, z = (gaussian(n, 8, n / 500, seed=n) for n in (100, 101, 102))
+    x, y, z = x, y[:100], z[:100]
+    measures = metrics.inception_measures(["train", "validation"])
+    values = {name: value for m in measures for name, value in m.values(100, x, y, z).items()}
+    assert list(values) == [
+        "fid_train", "fid_validation", "kid_train", "kid_validation", "precision", "recall",
+        "density", "coverage", "fid_infinity_train", "fid_infinity_validation"]
+    assert values["fid_validation"] == metrics.frechet_distance(y, z)
+    assert values["kid_train"] == metrics.kernel_distance(x, z)[0]
+    assert values["recall"] == metrics.precision_recall_density_coverage(x, z)["recall"]
+    assert values["fid_infinity_train"] == metrics.frechet_distance_infinity(x, z).value
+    few = [name for m in measures for name in m.values(6, x[:6], y[:6], z[:6])]
+    assert few == list(values)[:8]
+    spread = [name for m in measures for name in m.intervals(6, x[:6], y[:6], z[:6])]
+    assert spread == list(values)[:4]
+    assert not any(m.intervals(3, x[:3], y[:3], z[:3]) for m in measures)
+
+
 # Intervals and components
 
 
@@ -474,6 +570,32 @@ def test_interval_covers_adversarial_accuracy_of_one_distribution():
         hits += low < 0.5 < high
         widths.append(high - low)
     assert hits >= 36 and np.mean(widths) < 0.4
+
+
+@pytest.mark.parametrize("name, n, d, shift, least", [
+    ("kid", 60, 8, 0.4, 0.85), ("fid", 24, 40, 0.3, 0.85), ("precision", 50, 3, 0.8, 0.85),
+    ("coverage", 50, 3, 0.8, 0.85), ("privacy_loss", 50, 3, 0.0, 0.9)])
+def test_interval_covers_the_mean_over_draws(name, n, d, shift, least):
+    """The number itself, at this n: its mean over many draws is its truth."""
+
+    def statistic(x, y, z):
+        if name == "kid":
+            return metrics.kernel_distance(x, z, subsets=1)[0]
+        if name == "fid":  # with fewer points than dimensions
+            return metrics.frechet_distance(x, z)
+        if name == "privacy_loss":
+            return metrics.privacy_loss(x, y, z, euclidean)
+        return metrics.precision_recall_density_coverage(x, z)[name]
+
+    def sets(seed):
+        return [gaussian(n, d, part, seed=3 * seed + i) for i, part in enumerate((0, 0, shift))]
+
+    draws = [statistic(*sets(1000 + seed)) for seed in range(80)]
+    hits = []
+    for seed in range(40):
+        low, high = metrics.interval(statistic, *sets(seed), replicates=24, seed=seed)
+        hits.append(low < np.mean(draws) < high)
+    assert least <= np.mean(hits)
 
 
 def test_interval_of_several_numbers_bounds_and_seed():
