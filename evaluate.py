@@ -81,6 +81,7 @@ class Column(NamedTuple):
     size: int
     source: dict | list  # a checkpoint without its networks, or image files
     key: str = ""  # digest of what determines its images
+    fit: str | None = None  # how its training photos were made square
 
 
 # ---------------------------------------------------------------------------------------------
@@ -123,7 +124,8 @@ def checkpoint_columns(args):
             checkpoint.pop(large, None)
         name = f"{checkpoint['model']} {checkpoint['step']}"
         size = checkpoint["config"]["image_size"]
-        columns.append(Column(name, path.parent, size, checkpoint, key))
+        fit = checkpoint.get("fit", "square")
+        columns.append(Column(name, path.parent, size, checkpoint, key, fit))
     return columns
 
 
@@ -171,15 +173,10 @@ def common_data(columns):
     return folders.pop()
 
 
-def common_fit(columns, wanted):
-    """How photos become square: as `wanted`, else as the checkpoints' were, else by stretching."""
-    fits = {column.name: column.source.get("fit", "square") for column in columns
-            if isinstance(column.source, dict)}
-    fit = wanted or (set(fits.values()).pop() if len(set(fits.values())) == 1 else "square")
-    if others := [name for name in fits if fits[name] != fit]:
-        print(f"warning: --fit {fit} for all photos, but {', '.join(others)} trained on "
-              f"{'crop' if fit == 'square' else 'square'} ones", file=sys.stderr)
-    return fit
+def common_fit(columns):
+    """How the columns' photos were made square; by stretching where they differ."""
+    fits = {column.fit for column in columns if column.fit}
+    return fits.pop() if len(fits) == 1 else "square"
 
 
 # ---------------------------------------------------------------------------------------------
@@ -465,7 +462,8 @@ def csv_table(results, note):
 # ---------------------------------------------------------------------------------------------
 
 
-def save_figure(plt, figure, path):
+def save_figure(plt, figure, title, path):
+    figure.suptitle(title.replace("; ", "\n"), fontsize=10)
     with training.replacing(path) as file:
         figure.savefig(file, format="png", dpi=100)
     plt.close(figure)
@@ -476,7 +474,6 @@ def table_figure(plt, results, caption, path):
     figure, axes = plt.subplots(figsize=(2.2 + 1.7 * len(results), 0.6 + 0.28 * len(cells)),
                                 layout="constrained")
     axes.axis("off")
-    axes.set_title(caption.replace("; ", "\n"), fontsize=9)
     table = axes.table(cells[1:], colLabels=cells[0], bbox=[0, 0, 1, 1], cellLoc="center",
                        colWidths=[2.2] + [1.7] * len(results))
     table.auto_set_font_size(False)
@@ -485,7 +482,7 @@ def table_figure(plt, results, caption, path):
         box.set_edgecolor("0.8")
         if i == 0 or (j and j - 1 in best(rows[i - 1], results)):
             box.set_text_props(weight="bold")
-    save_figure(plt, figure, path)
+    save_figure(plt, figure, caption, path)
 
 
 def neighbours_figure(plt, samples, lists, photos, names, suspected, title, path):
@@ -505,8 +502,7 @@ def neighbours_figure(plt, samples, lists, photos, names, suspected, title, path
             axis.set_title(f"{names[j][-20:]}: {d:.3f}", fontsize=9)
         for axis in row:
             axis.axis("off")
-    figure.suptitle(title, fontsize=10)
-    save_figure(plt, figure, path)
+    save_figure(plt, figure, title, path)
 
 
 def pca_figure(plt, pca, panels, title, path):
@@ -520,8 +516,7 @@ def pca_figure(plt, pca, panels, title, path):
         axis.set(title=f"{subtitle}, variance {explained}", xlabel="component 1",
                  ylabel="component 2")
         axis.legend()
-    figure.suptitle(title, fontsize=10)
-    save_figure(plt, figure, path)
+    save_figure(plt, figure, title, path)
 
 
 def curve_figure(plt, runs, real, caption, path):
@@ -542,8 +537,7 @@ def curve_figure(plt, runs, real, caption, path):
         axis.set(xlabel="step (FastGAN: iterations, others: epochs)", ylabel=label)
         axis.legend(fontsize=8)
     axes[1].set_ylim(-0.03, 1.03)
-    figure.suptitle(f"{caption}\nbands: 95% intervals", fontsize=10)
-    save_figure(plt, figure, path)
+    save_figure(plt, figure, f"{caption}\nbands: 95% intervals", path)
 
 
 def fit_figure(plt, fits, title, path):
@@ -557,8 +551,7 @@ def fit_figure(plt, fits, title, path):
         axes.plot(ends, fit.value + slope * ends, color=f"C{number}", linewidth=1)
     axes.set(xlabel="1 / images a set", ylabel="FID", xlim=(0, None))
     axes.legend(title="FID∞", fontsize=9)
-    figure.suptitle(title, fontsize=10)
-    save_figure(plt, figure, path)
+    save_figure(plt, figure, title, path)
 
 
 def slug(name):
@@ -623,7 +616,7 @@ class Comparison:
     def __init__(self, args, data, columns, device):
         self.args, self.data, self.device = args, data, device
         self.size = args.size or min(column.size for column in columns)
-        self.fit = common_fit(columns, args.fit)
+        self.fit = args.fit or common_fit(columns)
         self.train, self.validation = (photo_set(data, split, self.size, self.fit)
                                        for split in ("train", "val"))
         self.files = training.split_files(data, "train")
@@ -660,6 +653,19 @@ class Comparison:
             [images.features[space][rows] for images, rows in zip(sets, self.rows, strict=True)]
             for space in ("inception", "resnet"))
         self.pca = metrics.principal_components(self.resnet[0]) if n > 2 else None
+
+    def warn(self, columns):
+        """Of columns that were trained on other photos, or on photos of another shape."""
+        others = [column.name for column in columns if column.fit not in (None, self.fit)]
+        if others:
+            print(f"warning: --fit {self.fit} for all photos, but {', '.join(others)} trained on "
+                  f"{'crop' if self.fit == 'square' else 'square'} ones", file=sys.stderr)
+        for column in columns:
+            trained_on = column.source.get("data") if column.fit else None
+            same_form = (column.size, column.fit) == (self.size, self.fit)
+            if same_form and trained_on not in (None, self.train.key):
+                print(f"warning: {column.name} was trained on other photos than {self.data}/train:"
+                      " its train rows and privacy loss say nothing of copying", file=sys.stderr)
 
     def real(self):
         """The REAL column: validation photos in the place of samples."""
@@ -749,8 +755,8 @@ def main(args):
     data = args.data or common_data(columns)
     comparison = Comparison(args, data, columns, device)
     out, caption = comparison.out, comparison.caption
-    warn_of_other_photos(columns, comparison)
     comparison.load_photos()
+    comparison.warn(columns)
     out.mkdir(parents=True, exist_ok=True)
 
     real = comparison.real()
@@ -804,16 +810,6 @@ def main(args):
     elif args.json:
         with training.replacing(args.json) as file:
             file.write(report.encode())
-
-
-def warn_of_other_photos(columns, comparison):
-    for column in columns:
-        if (isinstance(column.source, dict) and column.size == comparison.size
-                and column.source.get("fit", "square") == comparison.fit
-                and column.source.get("data") not in (None, comparison.train.key)):
-            print(f"warning: {column.name} was trained on other photos than "
-                  f"{comparison.data}/train: its train rows and privacy loss say nothing of "
-                  "copying", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -47,7 +47,7 @@ BLOCK = 2048  # rows and columns of a distance matrix held at once
 CHUNK = 2**14  # coordinates of LPIPS points held at once
 HALF_SCALE = 2.0**8  # keeps LPIPS coordinates of all image sizes well inside float16's range
 LISTED = 32  # neighbours listed of a point among n: enough for any random half of them
-FEWEST_FOR_INFINITY = 100  # points a set: the trend of fewer says little
+FEWEST_FOR_INFINITY = 200  # points a set: the trend of fewer says little
 QUANTILE = 0.01  # of validation photos, nearer to training photos than a suspected copy is not
 TIE = 1e-5  # relative: the accuracy of features, so of distances, from batch to batch
 

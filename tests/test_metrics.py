@@ -530,7 +530,8 @@ def test_numbers_and_intervals_from_lists_equal_those_from_points():
     assert low < test.share < high and high - low < 0.35
 
 
-def test_numbers_of_features_and_what_needs_more_points():
+def test_numbers_of_features_and_what_needs_more_points(monkeypatch):
+    monkeypatch.setattr(metrics, "FEWEST_FOR_INFINITY", 100)
     x, y, z = (gaussian(n, 8, n / 500, seed=n) for n in (100, 101, 102))
     x, y, z = x, y[:100], z[:100]
     measures = metrics.inception_measures(["train", "validation"])
