@@ -151,10 +151,10 @@ def folder_column(folder, size):
     sizes, contents = {}, []
     for file in files:
         try:
-            with Image.open(file) as image:
+            with Image.open(file, formats=training.IMAGE_FORMATS) as image:
                 sizes.setdefault(image.size, file)
             contents.append(hashlib.sha256(file.read_bytes()).hexdigest())
-        except OSError as error:
+        except Exception as error:  # Pillow answers broken bytes with nearly every type there is
             training.fail(f"{file} cannot be read: {error}")
     if len(sizes) > 1 and not size:
         (one, a), (other, b) = list(sizes.items())[:2]
@@ -166,7 +166,7 @@ def folder_column(folder, size):
 
 def common_data(columns):
     """The data folder that the columns' checkpoints were trained on; data/bedroom for others."""
-    folders = {column.source.get("args", {}).get("data", "data/bedroom")
+    folders = {str(column.source["args"].get("data", "data/bedroom"))
                if isinstance(column.source, dict) else "data/bedroom" for column in columns}
     if len(folders) > 1:
         training.fail(f"trained on different data ({', '.join(sorted(folders))}): choose by --data")
@@ -187,12 +187,13 @@ def common_fit(columns):
 def load_generator(checkpoint, device):
     """The network to sample from of a checkpoint, in evaluation mode."""
     try:
-        generator = GENERATORS[checkpoint["model"]](**checkpoint["config"])
+        with torch.device("meta"):  # no memory for a size that the file only claims
+            generator = GENERATORS[checkpoint["model"]](**checkpoint["config"])
     except (TypeError, ValueError) as error:
         training.fail(f"{checkpoint['path']}: {error}")
     state = training.read_checkpoint(checkpoint["path"])["sampler"]
-    training.load_weights(generator, state, checkpoint["path"])
-    generator = generator.to(device).eval()
+    training.load_weights(generator, state, checkpoint["path"], assign=True)
+    generator = generator.to(device).float().eval()
     return training.estimate_batch_norm(generator) if checkpoint["published"] else generator
 
 

@@ -271,7 +271,8 @@ class NoiseInjection(nn.Module):
     def __init__(self, size, seed):
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(1))
-        fixed = torch.randn(1, 1, size, size, generator=torch.Generator().manual_seed(seed))
+        seeded = torch.Generator().manual_seed(seed)
+        fixed = torch.randn(1, 1, size, size, generator=seeded, device="cpu")
         self.register_buffer("fixed", fixed, persistent=False)
 
     def forward(self, x):

@@ -87,8 +87,8 @@ if __name__ == "__main__":
                                   batch_size=128, every=(50, 25, 1))
     group = parser.add_argument_group("DCGAN")
     group.add_argument("--epochs", type=training.count, default=1350, help="steps in all")
-    group.add_argument("--features", type=training.count, default=64, help="width of the networks")
-    group.add_argument("--z-dim", type=training.count, default=100, help="length of a latent")
+    group.add_argument("--features", type=training.width, default=64, help="width of the networks")
+    group.add_argument("--z-dim", type=training.width, default=100, help="length of a latent")
     group.add_argument("--augment", type=training.augmentation, default="none",
                        help="DiffAugment: color, translation, both or none")
     with training.system_errors():

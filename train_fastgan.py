@@ -128,8 +128,9 @@ def main(args, checkpoint):
                        (len(images), fingerprint), ["d_hinge", "d_reconstruction", "g_loss"])
     average = [parameter.detach().clone() for parameter in generator.parameters()]
     if checkpoint:
-        average = [checkpoint["sampler"][name].to(device)
-                   for name, _ in generator.named_parameters()]
+        averaged = copy.deepcopy(generator)
+        training.load_weights(averaged, checkpoint["sampler"], checkpoint["path"])
+        average = [parameter.detach() for parameter in averaged.parameters()]
     fixed = training.latents(args.seed, range(16), args.z_dim).to(device)
 
     for step in run.steps(args.iters):
@@ -153,8 +154,8 @@ if __name__ == "__main__":
                                   batch_size=8, lr=2e-4, every=(5000, 1000, 100))
     group = parser.add_argument_group("FastGAN")
     group.add_argument("--iters", type=training.count, default=50000, help="steps in all")
-    group.add_argument("--features", type=training.count, default=64, help="width of the networks")
-    group.add_argument("--z-dim", type=training.count, default=256, help="length of a latent")
+    group.add_argument("--features", type=training.width, default=64, help="width of the networks")
+    group.add_argument("--z-dim", type=training.width, default=256, help="length of a latent")
     group.add_argument("--reconstruction", choices=["lpips", "l1"], default="lpips",
                        help="the decoders' loss; l1 needs no pretrained weights")
     group.add_argument("--augment", type=training.augmentation, default="color,translation",

@@ -48,6 +48,8 @@ def train_step(networks, optimizers, numerics, real):
 
 def main(args, checkpoint):
     config = {"image_size": args.size, "z_dim": args.z_dim}
+    if args.batch_size < 2:
+        training.fail("--batch-size 1: batch norm needs two images")
     numerics = training.start(args, checkpoint, DEMO, **config)
     device = numerics.device
     networks = {"generator": GANGenerator(**config).to(device),
@@ -79,6 +81,6 @@ if __name__ == "__main__":
                                   batch_size=128, every=(10, 5, 1))
     group = parser.add_argument_group("GAN")
     group.add_argument("--epochs", type=training.count, default=50, help="steps in all")
-    group.add_argument("--z-dim", type=training.count, default=50, help="length of a latent")
+    group.add_argument("--z-dim", type=training.width, default=50, help="length of a latent")
     with training.system_errors():
         main(*training.parse_arguments(parser, "gan", DEMO))

@@ -9,6 +9,8 @@
 Checkpoints, samples, reconstructions and the log go to runs/vae-<data>-<time>/; a step is an epoch.
 """
 
+import math
+
 import torch
 from torch.nn import functional as F
 
@@ -70,6 +72,8 @@ def reconstructions(vae, sets, device):
 
 def main(args, checkpoint):
     config = {"image_size": args.size, "z_dim": args.latent}
+    if args.batch_size < 2 and args.size == 32:
+        training.fail("--batch-size 1: batch norm of 1×1 maps needs two images")
     numerics = training.start(args, checkpoint, DEMO, **config)
     device = numerics.device
     try:
@@ -113,10 +117,10 @@ if __name__ == "__main__":
                                   batch_size=8, every=(50, 25, 5))
     group = parser.add_argument_group("VAE")
     group.add_argument("--epochs", type=training.count, default=1500, help="steps in all")
-    group.add_argument("--latent", type=training.count, default=512, help="length of a latent")
+    group.add_argument("--latent", type=training.width, default=512, help="length of a latent")
     group.add_argument("--kl-weight", type=training.number(float, 0), default=0.00025,
                        help="of the KL divergence beside the mean squared error")
-    group.add_argument("--lr-decay", type=training.positive, default=1.0,
-                       help="factor on the learning rate after each epoch")
+    group.add_argument("--lr-decay", type=training.number(float, 0, math.nextafter(1, 2)),
+                       default=1.0, help="factor on the learning rate after each epoch")
     with training.system_errors():
         main(*training.parse_arguments(parser, "vae", DEMO))

@@ -10,6 +10,7 @@ import copy
 import csv
 import fcntl
 import functools
+import glob
 import hashlib
 import io
 import json
@@ -21,6 +22,8 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
+import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
 from pathlib import Path
@@ -32,7 +35,10 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 FORMAT = 1  # of checkpoints; a reader refuses newer ones
+warnings.filterwarnings("ignore", module="PIL")  # of a photo that decodes all the same
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+SKIPPED = "skipped_updates"  # column of the log: of fp16, since the run began
+IMAGE_FORMATS = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM")  # EPS runs ghostscript
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".gif", ".bmp", ".tif", ".tiff", ".webp", ".ppm"}
 
 
@@ -55,8 +61,11 @@ def system_errors():
         yield
     except OSError as error:
         fail(f"{error.filename or ''} {error.strerror or error}")
-    except torch.OutOfMemoryError as error:
-        fail(f"{str(error).split('. ')[0]}: a smaller --batch-size, --size or --features helps")
+    except (MemoryError, RuntimeError) as error:
+        words = ("llocate", "overflowed")  # in what torch says where there is no CUDA
+        if isinstance(error, RuntimeError) and not any(word in str(error) for word in words):
+            raise
+        fail(f"too little memory ({error}): a smaller --batch-size, --size or --features helps")
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(128 + signal.SIGINT)
@@ -72,8 +81,10 @@ class Parser(argparse.ArgumentParser):
             allow_abbrev=False,
         )
 
+    origin = ""  # where the arguments come from if they were not typed
+
     def error(self, message):
-        fail(message)
+        fail(f"{self.origin}{message}")
 
 
 def number(kind, low, high=math.inf):
@@ -90,6 +101,7 @@ def number(kind, low, high=math.inf):
 
 
 count = number(int, 1)
+width = number(int, 1, 2**16)  # of images, batches and layers: more is a slip
 seed = number(int, 0, 2**63)
 positive = number(float, sys.float_info.min)
 
@@ -110,10 +122,10 @@ def add_common_arguments(parser, *, data, size, fit, batch_size, lr, every):
     group = parser.add_argument_group("data and model")
     group.add_argument("--data", default=data, help="folder prepare_data.py wrote, or of photos")
     group.add_argument("--limit", type=count, help="only the first LIMIT training photos")
-    group.add_argument("--size", type=count, default=size, help="image side, pixels")
+    group.add_argument("--size", type=width, default=size, help="image side, pixels")
     group.add_argument("--fit", choices=["square", "crop"], default=fit,
                        help="photos to squares: stretched, or the middle cut out")
-    group.add_argument("--batch-size", type=count, default=batch_size, help="images an update")
+    group.add_argument("--batch-size", type=width, default=batch_size, help="images an update")
     group.add_argument("--lr", type=positive, default=lr, help="Adam's learning rate")
     group.add_argument("--seed", type=seed, default=0, help="of every random draw")
     group.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
@@ -145,9 +157,20 @@ def parse_arguments(parser, model, demo):
         if checkpoint["model"] != model:
             fail(f"{checkpoint['path']} is a {checkpoint['model']} checkpoint, not {model}")
         kept = set(vars(args)) - {"resume", "device", "out", "name", "demo"}
-        saved = checkpoint.get("args", {})
-        parser.set_defaults(**{key: value for key, value in saved.items() if key in kept})
-    return parser.parse_args(), checkpoint
+        saved = [f"--{key.replace('_', '-')}={typed(value)}" for key, value in
+                 checkpoint["args"].items() if key in kept and value is not None]
+        parser.origin = f"{checkpoint['path']}: "  # as if they were typed first: checked like it
+        parser.parse_args(saved)
+        parser.origin = ""
+        args = parser.parse_args([*saved, *sys.argv[1:]])
+    elif args.demo:
+        args = parser.parse_args()
+    return args, checkpoint
+
+
+def typed(value):
+    """An argument's value as it is typed."""
+    return (",".join(map(str, value)) or "none") if isinstance(value, list) else value
 
 
 def check_unchanged(checkpoint, **current):
@@ -162,7 +185,8 @@ def check_data(checkpoint, data, fingerprint):
     """Fails, naming both, where a run would be resumed on other photos."""
     saved = checkpoint.get("data")
     if saved not in (None, fingerprint):
-        fail(f"a resumed run keeps its photos: {checkpoint['args']['data']} ({saved[:12]}) in "
+        before = checkpoint["args"].get("data")
+        fail(f"a resumed run keeps its photos: {before} ({saved[:12]}) in "
              f"{checkpoint['path']}, {data} ({fingerprint[:12]}) now")
 
 
@@ -221,6 +245,7 @@ class Numerics:
         self.precision = fast_precision(device) if precision == "auto" else precision
         # float16 has few exponents: its losses are scaled up, and updates that overflow skipped.
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.precision == "fp16")
+        self.skipped = torch.zeros((), dtype=torch.long, device=device)  # how many, so far
 
     def autocast(self):
         dtype = PRECISIONS[self.precision]
@@ -232,8 +257,12 @@ class Numerics:
 
     def update(self, optimizer):
         """One step along the gradients, which are then gone."""
+        one = torch.ones((), device=self.device)
+        before = self.scaler.scale(one)
         self.scaler.step(optimizer)
         self.scaler.update()
+        if self.scaler.is_enabled():  # a lower scale says it, on the device: nothing waits for it
+            self.skipped += self.scaler.scale(one) < before
         optimizer.zero_grad(set_to_none=True)
 
 
@@ -275,15 +304,24 @@ def split_files(data, split):
     files = image_files(folder)
     if not files:
         fail(f"no images in {folder}")
-    manifest = data / "manifest.csv"
-    if manifest.exists():
-        with open(manifest, newline="", encoding="utf-8", errors="replace") as file:
-            rows = [row.get("file") or "" for row in csv.DictReader(file)]
-        listed = {name for name in rows if name.startswith(f"{split}/")}
+    if (data / "manifest.csv").exists():
+        listed = {name for name in listed_hashes(data) if name.startswith(f"{split}/")}
         changed = listed ^ {f"{split}/{path.name}" for path in files}
         if changed:
             fail(f"{data} is not what its manifest lists ({min(changed)}): prepare it again")
     return files
+
+
+def listed_hashes(data):
+    """{<split>/<name>: its file's sha256} as a data folder's manifest says, if it has one."""
+    manifest = Path(data) / "manifest.csv"
+    if not manifest.exists():
+        return {}
+    with open(manifest, newline="", encoding="utf-8", errors="replace") as file:
+        try:
+            return {row.get("file") or "": row.get("file_sha256") for row in csv.DictReader(file)}
+        except csv.Error as error:
+            fail(f"{manifest} cannot be read ({error}): prepare it again")
 
 
 def has_validation(data):
@@ -297,12 +335,12 @@ def decode(path, size, fit):
     Antialiased bilinear, as torchvision's Resize on PIL images. Raises ValueError.
     """
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=IMAGE_FORMATS) as image:
             if image.mode.startswith(("I", "F")):
                 raise ValueError("over 8 bits a channel; prepare_data.py --images converts it")
             image = ImageOps.exif_transpose(image).convert("RGB")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{path} cannot be read: {error}") from error
+    except Exception as error:  # Pillow answers broken bytes with nearly every type there is
+        raise ValueError(f"{path} cannot be read: {error or type(error).__name__}") from error
     if fit == "square":
         image = image.resize((size, size), Image.Resampling.BILINEAR)
     else:
@@ -344,10 +382,16 @@ def load_images(data, split, size, fit="square"):
         saved = json.loads(label.read_text())
         if saved["key"] == key:
             images = np.load(cache)
-            if images.shape == (len(files), 3, size, size) and images.dtype == np.uint8:
+            whole = images.shape == (len(files), 3, size, size) and images.dtype == np.uint8
+            if whole and hashlib.sha256(images).hexdigest() == saved["sha256"]:
                 return torch.from_numpy(images), saved["sha256"]
-    except (OSError, ValueError, KeyError, TypeError, EOFError):
+    except Exception:  # a damaged file may raise anything
         pass  # no cache, or not a whole one: made anew below
+    listed = listed_hashes(data)
+    for path in files:
+        expected = listed.get(f"{split}/{path.name}")
+        if expected is not None and hashlib.sha256(path.read_bytes()).hexdigest() != expected:
+            fail(f"{path} is not the photo that {manifest} lists: prepare {data} again")
     images = decode_all(files, size, fit)
     fingerprint = hashlib.sha256(images).hexdigest()
     try:
@@ -359,7 +403,7 @@ def load_images(data, split, size, fit="square"):
         with replacing(label) as file:
             file.write(json.dumps({"key": key, "sha256": fingerprint}).encode())
     except OSError as error:
-        print(f"warning: {cache} not written ({error.strerror})", file=sys.stderr)
+        print(f"warning: {cache} not written ({error.strerror or error})", file=sys.stderr)
     return torch.from_numpy(images), fingerprint
 
 
@@ -527,16 +571,47 @@ def save_grid(images, path, columns=8):
 
 @contextlib.contextmanager
 def replacing(path):
-    """A binary file to write that appears under its name whole and on disk, or not at all."""
-    temporary = Path(path).with_name(f".{Path(path).name}.{os.getpid()}.tmp")
+    """A binary file to write that appears under its name whole and on disk, or not at all.
+
+    Clears away what killed processes left of their attempts. An OSError names the file.
+    """
+    path = Path(path)
+    if path.exists() and not path.is_file():
+        fail(f"{path} is not a file that could be replaced")
+    for stale in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        if not running(stale.suffixes[-2][1:]):
+            stale.unlink(missing_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with open(temporary, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        with naming(path):
+            with open(temporary, "wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def naming(path):
+    """Lets an OSError, which names no file when a write fails, name this one."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = str(path)
+        raise
+
+
+def running(pid):
+    """Whether there is a process of this number, given as text."""
+    try:
+        os.kill(int(pid), 0)
+    except (ProcessLookupError, ValueError, OverflowError):
+        return False
+    except OSError:
+        pass  # another user's
+    return True
 
 
 def git_commit():
@@ -562,21 +637,22 @@ def open_run(args, model, checkpoint):
     there = find_checkpoints(path.parent) if checkpoint else []
     if path in there and any((path.parent / name).exists() for name in ("args.json", "log.csv")):
         folder = path.parent
+        lock(folder)
+        there = find_checkpoints(folder)
         if args.name not in (None, folder.resolve().name):
             fail(f"--resume goes on in {folder}; --name {args.name} is for a new run")
         if path != there[-1]:
             fail(f"{path} is not the newest of its run: delete {there[-1].name} and what lies "
                  f"between, or copy {path.name} to a folder of its own to branch off there")
-        lock(folder)
         for stale in folder.glob(".*.tmp"):
             stale.unlink()
         truncate_log(folder / "log.csv", checkpoint["step"])
         try:
             first = dict(json.loads((folder / "args.json").read_text()))
+            before = list(first.get("resumed", []))
         except (OSError, ValueError, TypeError):
-            first = {"model": model}  # lost or damaged: written anew from here
-        resumed = {"step": checkpoint["step"], **record}
-        record = {**first, "resumed": [*first.get("resumed", []), resumed]}
+            first, before = {"model": model}, []  # lost or damaged: written anew from here
+        record = {**first, "resumed": [*before, {"step": checkpoint["step"], **record}]}
     else:
         if args.name and Path(args.name).name != args.name:
             fail(f"--name {args.name} is not the name of a folder; --out says where it goes")
@@ -607,23 +683,40 @@ def lock(folder):
 
 
 def append_row(path, row):
-    """One CSV row, with a header if the file is new; one write, so that rows are whole."""
+    """One CSV row, with a header if the file is new; one write, so that rows are whole.
+
+    Columns that the file has not (the precision or the validation photos changed on resume) are
+    added to it, empty in the rows before.
+    """
+    columns, rows = list(row), []
+    if path.exists():
+        with open(path, newline="", encoding="utf-8") as file:
+            reader = csv.DictReader(file)
+            columns = list(dict.fromkeys([*(reader.fieldnames or ()), *row]))
+            rows = None if columns == reader.fieldnames else list(reader)
     text = io.StringIO()
-    writer = csv.DictWriter(text, row, lineterminator="\n")
-    if not path.exists():
+    writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
+    if rows is None:
+        writer.writerow(row)
+        with naming(path), open(path, "a", encoding="utf-8") as file:
+            file.write(text.getvalue())
+    else:
         writer.writeheader()
-    writer.writerow(row)
-    with open(path, "a", encoding="utf-8") as file:
-        file.write(text.getvalue())
+        writer.writerows([*rows, row])
+        with replacing(path) as file:
+            file.write(text.getvalue().encode())
 
 
 def truncate_log(path, step):
-    """Drops the rows after `step`, and a torn last one."""
+    """Drops the rows after `step`, a torn last one and what is no row of numbers."""
     if not path.exists():
         return
-    header, *rows = path.read_text(encoding="utf-8").splitlines(keepends=True) or [""]
-    whole_rows = [row for row in rows if row.endswith("\n") and row.count(",") == header.count(",")]
-    kept = [row for row in whole_rows if int(row.split(",")[0]) <= step]
+    text = path.read_text(encoding="utf-8", errors="replace")
+    header, *rows = text.splitlines(keepends=True) or [""]
+    whole = re.compile(rf"\d+(,[-+.e\d]*){{{header.count(',')}}}\n")
+    kept = [row for row in rows if whole.fullmatch(row) and int(row.split(",")[0]) <= step]
+    if kept and not header.startswith("step,"):
+        fail(f"{path} is not as it was written ({header.strip()}): move it away")
     if not kept:
         path.unlink()  # a header alone may be torn; the next row writes a new one
         return
@@ -643,9 +736,10 @@ def plot_losses(folder):
     with open(folder / "log.csv", newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     figure, axes = plt.subplots(figsize=(8, 4), layout="constrained")
-    iterations = [int(row["iteration"]) for row in rows]
-    for name in [name for name in rows[0] if name not in ("step", "iteration")]:
-        axes.plot(iterations, [float(row[name]) for row in rows], label=name, linewidth=1)
+    iterations = [int(row.get("iteration") or row["step"]) for row in rows]
+    for name in [name for name in rows[0] if name not in ("step", "iteration", SKIPPED)]:
+        losses = [float(row[name] or "nan") for row in rows]
+        axes.plot(iterations, losses, label=name, linewidth=1)
     axes.set(xlabel="iteration", ylabel="loss", title=folder.name)
     axes.legend()
     with replacing(folder / "losses.png") as file:
@@ -729,7 +823,7 @@ def save_checkpoint(folder, state, keep=None):
 
 def find_checkpoints(folder):
     """The ckpt_<step>.pth of a run folder, by step."""
-    found = [path for path in Path(folder).glob("ckpt_*.pth") if path.stem[5:].isdigit()]
+    found = [path for path in Path(folder).glob("ckpt_*.pth") if path.stem[5:].isdecimal()]
     return sorted(found, key=lambda path: int(path.stem[5:]))
 
 
@@ -765,6 +859,46 @@ def find_resume(resume, out, name, model):
     return path
 
 
+FIELDS = {  # of a checkpoint, what every reader relies on
+    "model": str, "step": int, "config": dict, "args": dict, "networks": dict, "sampler": dict,
+    "fit": str, "data": (str, type(None))}
+
+
+def load_data(path):
+    """What torch.save wrote, tensors on the CPU. Raises whatever damage raises.
+
+    weights_only: a pickle that would run code is refused unread. Only plain values and tensors
+    come out, no more than a few times the file's size: a small file that claims to hold much
+    (packed, or one value seen from many places) is refused before memory is taken for it.
+    """
+    size = path.stat().st_size
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            if sum(entry.file_size for entry in archive.infolist()) > size:
+                raise ValueError("packed")
+    saved = torch.load(path, map_location="cpu", weights_only=True)
+    room, waiting = 4 * size, [saved]  # 4: networks share tensors with what is sampled from
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, dict):
+            parts = [*value.keys(), *value.values()]
+        elif isinstance(value, (list, tuple)):
+            parts = list(value)
+        elif isinstance(value, torch.Tensor):
+            if value.layout != torch.strided or value.device.type != "cpu":
+                raise ValueError("a tensor of another kind")
+            parts, room = [], room - value.nbytes
+        elif isinstance(value, (str, int, float, type(None))):
+            parts = []
+        else:
+            raise TypeError(type(value).__name__)
+        room -= len(parts)
+        if room < 0:
+            raise ValueError("larger than its file")
+        waiting += parts
+    return saved
+
+
 def read_checkpoint(path):
     """The dict that save_checkpoint wrote, tensors on the CPU, with `path` and `published` added.
 
@@ -773,13 +907,12 @@ def read_checkpoint(path):
     Fails, in one line, on any file that is not a whole checkpoint.
     """
     path = Path(path)
-    try:
-        # weights_only: a pickle that would run code is refused unread.
-        saved = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
+    if not path.is_file():  # a pipe would never end
         fail(f"no checkpoint at {path}")
+    try:
+        saved = load_data(path)
     except OSError as error:
-        fail(f"{path} cannot be read: {error.strerror}")
+        fail(f"{path} cannot be read: {error.strerror or error}")
     except Exception as error:  # a damaged pickle may raise anything
         fail(f"{path} is not a checkpoint, or a damaged one ({type(error).__name__})")
     if isinstance(saved, dict) and {"g", "d"} <= set(saved):
@@ -792,7 +925,14 @@ def read_checkpoint(path):
         fail(f"{path} is damaged: its contents do not match their checksum")
     if "averaged" in saved:  # its name in the first files of this format
         saved["sampler"] = saved.pop("averaged")
-    return {"published": False, **saved, "path": path}
+    saved = {"args": {}, "fit": "square", "data": None, "sampler": {}, **saved}
+    for name, kind in FIELDS.items():
+        if not isinstance(saved.get(name), kind) or name == "step" and saved[name] < 0:
+            fail(f"{path} has no usable {name!r}: not written by this project")
+    for name, value in {"image_size": None, **saved["config"]}.items():
+        if not isinstance(value, int) or not 0 < value < 2**16:
+            fail(f"{path} claims a network of {name} {value}: 1 to {2**16 - 1} can be")
+    return {**saved, "published": saved.get("published") is True, "path": path}
 
 
 def from_published(saved, path):
@@ -820,10 +960,10 @@ def from_published(saved, path):
             "optimizers": optimizers if saved.get("opt_g") else None, "published": True}
 
 
-def load_weights(module, state, path):
+def load_weights(module, state, path, **options):
     """Loads a network's or optimiser's state, or fails in one line if it is another one's."""
     try:
-        module.load_state_dict(state)
+        module.load_state_dict(state, **options)
     except (RuntimeError, AttributeError, TypeError, ValueError, KeyError) as error:
         fail(f"{path}: of another network or optimiser ({str(error).splitlines()[-1].strip()})")
 
@@ -859,7 +999,11 @@ class Run:
         self.seen = 0  # photos taken so far by `draw`
         self.losses = []  # of each iteration since that row, on the device
         if checkpoint:
-            self.restore(checkpoint)
+            try:
+                self.restore(checkpoint)
+            except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+                fail(f"{checkpoint['path']} is not what a {model} run goes on from "
+                     f"({type(error).__name__}: {error})")
 
     def restore(self, saved):
         """Puts the checkpoint's state into the networks, the optimisers and every generator."""
@@ -880,7 +1024,9 @@ class Run:
             self.iteration = saved.get("iteration", self.step)
             self.logged, self.seen = saved["logged"], saved["seen"]
             self.losses = [row.to(self.device) for row in saved.get("losses", ())]
-            self.numerics.scaler.load_state_dict(saved.get("scaler", {}))
+            if saved.get("scaler"):  # empty but of fp16
+                self.numerics.scaler.load_state_dict(saved["scaler"])
+            self.numerics.skipped.fill_(saved.get("skipped", 0))
             set_random_state(saved["random"], self.device)
 
     def steps(self, total):
@@ -947,6 +1093,8 @@ class Run:
                  "the checkpoints written before are good")
         if self.log_due:
             means = dict(zip(self.names, losses.double().mean(0).tolist(), strict=True)) | more
+            if self.numerics.scaler.is_enabled():
+                means[SKIPPED] = int(self.numerics.skipped)
             append_row(self.folder / "log.csv",
                        {"step": self.step, "iteration": self.iteration, **means})
             self.bar.set_postfix({name: f"{loss:.3f}" for name, loss in means.items()})
@@ -964,7 +1112,7 @@ class Run:
             "args": vars(self.args), "sampler": sampler.state_dict(),
             "networks": {name: net.state_dict() for name, net in self.networks.items()},
             "optimizers": {name: adam.state_dict() for name, adam in self.optimizers.items()},
-            "scaler": self.numerics.scaler.state_dict(),
+            "scaler": self.numerics.scaler.state_dict(), "skipped": int(self.numerics.skipped),
             "random": random_state(self.device), "data": self.fingerprint,
             "iteration": self.iteration, "logged": self.logged, "seen": self.seen,
             "losses": self.unlogged(),
