@@ -521,16 +521,18 @@ def pca_figure(plt, pca, panels, title, path):
 
 
 def curve_figure(plt, runs, real, caption, path):
-    """FID and adversarial accuracy over the steps of runs: {name: results by step}."""
+    """FID and adversarial accuracy over the steps of runs, {(folder, model): results}."""
     figure, axes = plt.subplots(1, 2, figsize=(12, 4.5), layout="constrained")
     panels = [("FID", {"fid_train": "-", "fid_validation": "--"}, real["fid_validation"]),
               ("adversarial accuracy", {"aa_train": "-", "aa_test": "--"}, real["aa_train"])]
     for axis, (label, rows, reference) in zip(axes, panels, strict=True):
-        for number, (name, results) in enumerate(runs.items()):
+        for number, ((folder, model), results) in enumerate(runs.items()):
+            results = sorted(results, key=lambda result: result["step"])
             steps = [result["step"] for result in results]
             for row, style in rows.items():
                 axis.plot(steps, [result[row] for result in results], style, marker="o",
-                          color=f"C{number}", label=f"{name}, {ROWS[row][0].split()[1]}")
+                          color=f"C{number}",
+                          label=f"{folder.name} ({model}), {ROWS[row][0].split()[1]}")
                 if all(row in result["intervals"] for result in results):
                     ends = zip(*(result["intervals"][row] for result in results), strict=True)
                     axis.fill_between(steps, *ends, alpha=0.12, color=f"C{number}", linewidth=0)
@@ -771,10 +773,8 @@ def main(args):
         comparison.draw_figures(plt, result, *details)
         results.append(result)
         if "step" in result:
-            run = f"{column.home.resolve().name} ({result['model']})"
-            runs.setdefault((column.home.resolve(), run), []).append(result)
-    runs = {run: sorted(of_run, key=lambda result: result["step"])
-            for (_, run), of_run in runs.items() if len({r["step"] for r in of_run}) > 1}
+            runs.setdefault((column.home.resolve(), result["model"]), []).append(result)
+    runs = {run: of_run for run, of_run in runs.items() if len({r["step"] for r in of_run}) > 1}
     if runs:
         curve_figure(plt, runs, real, caption, out / "curve.png")
     results += [{**column, "kind": "published", "n": 331} for column in STUDY if args.study]

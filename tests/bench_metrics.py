@@ -2,6 +2,8 @@
 
     python tests/bench_metrics.py                      # data/bedroom if it is there, else drawn
     python tests/bench_metrics.py --data DIR --size 256 --threads 2
+    python tests/bench_metrics.py --scaling            # memory at 2,500, 5,000, 10,000 points
+    python tests/bench_metrics.py --lpips-memory 331   # 331 x 331 images of 1024x1024
 
 Networks have the same seeded random weights on both sides. Peak is the memory of the whole
 process while ours runs. The reference of LPIPS, the module pair by pair, is timed on a sample
@@ -69,8 +71,7 @@ def timed(function, repeats):
 
 def row(name, ours, reference, repeats=3, reference_repeats=1, scale=1.0, relative=True):
     """Time both and print a line. reference runs 1 / scale of the work and is compared alone."""
-    with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")  # resets the peak
+    reset_peak()
     result, seconds = timed(ours, repeats)
     peak = peak_mb()
     expected, reference_seconds = timed(reference, reference_repeats)
@@ -96,7 +97,63 @@ def pytorch_fid_distance(x, y):
         x.mean(0), np.cov(x, rowvar=False), y.mean(0), np.cov(y, rowvar=False))
 
 
+def reset_peak():
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def scaling():
+    """Seconds and peak memory of each metric over the number of 2048-d features a side.
+
+    A distance block of 2048 x 2048 in float64 is 34 MB whatever n is; what grows with n are the
+    features themselves, 8 kB a point and side, and 32 neighbours of each point, 512 bytes.
+    """
+    numbers = {
+        "Frechet distance": metrics.frechet_distance,
+        "kernel distance": metrics.kernel_distance,
+        "precision, recall, density, coverage": metrics.precision_recall_density_coverage,
+        "adversarial accuracy": metrics.adversarial_accuracy,
+        "32 neighbours, both ways": partial(metrics.mutual_neighbors, k=32),
+    }
+    print("| metric | n a side | s | peak | of it features |\n| --- | ---: | ---: | ---: | ---: |")
+    print(f"| before | – | – | {peak_mb():,.0f} MB | – |")
+    for n in (2500, 5000, 10000):
+        x, y = gaussian_pair(n)
+        for name, function in numbers.items():
+            reset_peak()
+            _, seconds = timed(partial(function, x, y), 1)
+            print(f"| {name} | {n:,} | {seconds:.1f} | {peak_mb():,.0f} MB | "
+                  f"{(x.nbytes + y.nbytes) / 2**20:,.0f} MB |", flush=True)
+
+
+def lpips_memory(most, size):
+    """Peak memory of n x n LPIPS distances of drawn images that no one holds at once.
+
+    Of VGG, whose points take 270 MB of disk an image, a tenth of the images.
+    """
+    for net, share in (("alex", 1), ("vgg", 10)):
+        n = max(2, most // share)
+        module = metrics.lpips_network(net, "random")
+        reset_peak()
+        start = time.perf_counter()
+        x, y = (metrics.lpips_features((drawn(1, size, seed + i) for i in range(n)), module,
+                                       total=n) for seed in (0, n))
+        made, features_peak = time.perf_counter() - start, peak_mb()
+        reset_peak()
+        metrics.pairwise_lpips(x, y, module)
+        print(f"LPIPS {net}, {n} x {n} at {size}x{size}: features {made:.0f} s, peak "
+              f"{features_peak:,.0f} MB; distances {time.perf_counter() - start - made:.0f} s, "
+              f"peak {peak_mb():,.0f} MB", flush=True)
+
+
 def main(args):
+    if args.scaling or args.lpips_memory:
+        torch.set_num_threads(args.threads)
+        if args.scaling:
+            scaling()
+        if args.lpips_memory:
+            lpips_memory(args.lpips_memory, 1024)
+        return
     warnings.simplefilter("ignore")
     torch.set_num_threads(args.threads)
     if args.data.is_dir():
@@ -174,5 +231,7 @@ if __name__ == "__main__":
     parser.add_argument("--images", type=int, default=64, help="images to time Inception on")
     parser.add_argument("--lpips", type=int, default=1, choices=(1, 2, 3),
                         help="how many of alex, squeeze, vgg")
+    parser.add_argument("--scaling", action="store_true", help="memory over the number of points")
+    parser.add_argument("--lpips-memory", type=int, metavar="N", help="N x N at 1024x1024")
     parser.add_argument("--threads", type=int, default=2)
     main(parser.parse_args())

@@ -59,3 +59,17 @@ def bedrooms(script, tmp_path_factory):
     done = script("prepare_data.py", "--demo", 12, "--out", out)
     assert done.returncode == 0, done.stderr
     return out
+
+
+def pytest_addoption(parser):
+    parser.addoption("--fuzz", type=int, default=2000, help="mutated inputs of test_faults.py")
+
+
+@pytest.fixture(scope="session")
+def launch():
+    """launch("train_gan.py", "--size", 8, cwd=...) -> a forks.Process: quick, to be killed."""
+    from forks import Launcher
+
+    launcher = Launcher()
+    yield launcher
+    launcher.close()

@@ -1,6 +1,7 @@
 """evaluate.py, run as its user runs it, on drawn bedrooms and random features."""
 
 import csv
+import functools
 import json
 import runpy
 import shutil
@@ -44,6 +45,15 @@ def run(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="module", autouse=True)
+def networks_are_built_once():
+    """Building random ones takes seconds."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("inception_network", "resnet50_network", "lpips_network"):
+            patch.setattr(metrics, name, functools.cache(getattr(metrics, name)))
+        yield
+
+
 @pytest.fixture
 def evaluated(monkeypatch, capfd):
     """evaluated(arguments) -> (stdout, stderr) of evaluate.py run as __main__ in this process."""
@@ -60,12 +70,12 @@ def evaluated(monkeypatch, capfd):
 
 def check_numbers(column, fake, real, seed=0):
     """Against the metrics computed here, from images in files."""
-    network = metrics.inception_network("random")
+    network = metrics.inception_network("random", torch.device("cpu"), "bilinear")
     x, y = (metrics.features(torch.from_numpy(training.decode_all(files, 256)), network)
             for files in (real, fake))
     expected = metrics.frechet_distance(x, y)
     assert abs(column["fid_train"] - expected) < 1e-3 * expected
-    network = metrics.resnet50_network("random")
+    network = metrics.resnet50_network("random", torch.device("cpu"))
     x, y = (metrics.features(torch.from_numpy(training.decode_all(files, 256)), network)
             for files in (real, fake))
     assert column["aa_train"] == metrics.adversarial_accuracy(x, y)
