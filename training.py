@@ -25,12 +25,14 @@ import time
 import warnings
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from importlib import metadata
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps
+from torch import distributed
 from torch.nn import functional as F
 from tqdm import tqdm
 
@@ -50,7 +52,8 @@ IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".gif", ".bmp", ".tif", ".tiff", ".we
 def fail(message):
     """One line on stderr, exit code 2: the user's input was wrong, not the program."""
     line = " ".join(str(message).split())
-    print(f"{Path(sys.argv[0]).name}: error: {line}", file=sys.stderr)
+    who = f"process {rank()}: " if processes() > 1 else ""
+    print(f"{Path(sys.argv[0]).name}: error: {who}{line}", file=sys.stderr, flush=True)
     sys.exit(2)
 
 
@@ -197,10 +200,13 @@ def start(args, checkpoint, demo, **config):
     """
     device = choose_device(args.device)
     args.device = str(device)
+    meet(device)
     numerics = Numerics(device, args.precision)
     args.precision = numerics.precision  # a resumed run keeps what `auto` became
     if args.demo and args.data == demo["data"]:
-        make_demo_data(args.data)
+        if rank() == 0:
+            make_demo_data(args.data)
+        together(distributed.barrier)
     if checkpoint:
         check_unchanged(checkpoint, **config)
     torch.manual_seed(args.seed)
@@ -211,12 +217,76 @@ def choose_device(name):
     """The torch device that --device names, CUDA where there is one for `auto`."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and "LOCAL_RANK" in os.environ:
+        name = f"cuda:{os.environ['LOCAL_RANK']}"
     try:
         device = torch.device(name)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
         fail(f"--device {name}: {str(error).splitlines()[0]}; --device cpu works everywhere")
     return device
+
+
+# ---------------------------------------------------------------------------------------------
+# Several processes: torchrun --nproc_per_node=N train_<model>.py ...
+#
+# Each has the same weights, draws latents and augmentations of its own, and takes its part of
+# every batch of N · --batch-size photos; Numerics averages the gradients; the first one writes.
+# Batch norm sees its own process's images alone, on CPU and GPU alike, so that --batch-size
+# means the same for it whatever N is; its running statistics are the first process's.
+# ---------------------------------------------------------------------------------------------
+
+
+def rank():
+    """This process among all that train, 0 for the first or only one."""
+    return distributed.get_rank() if distributed.is_initialized() else 0
+
+
+def processes():
+    """How many processes train together."""
+    return distributed.get_world_size() if distributed.is_initialized() else 1
+
+
+def meet(device):
+    """Waits for the other processes that torchrun started, where it did."""
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not distributed.is_initialized():
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+        # What is on the CPU (flags, random states) goes through gloo and waits for no GPU. An hour:
+        # one process may write grids and checkpoints while the others wait.
+        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+        distributed.init_process_group(backend, timeout=timedelta(hours=1))
+
+
+def together(collective, *args, **kwargs):
+    """Calls one of torch.distributed's functions where there are several processes.
+
+    Ends this one in a line where another one has ended.
+    """
+    if processes() > 1:
+        try:
+            collective(*args, **kwargs)
+        except RuntimeError as error:
+            fail(f"another of the {processes()} processes ended or can't be reached, so this one "
+                 f"stops; the checkpoints written before are good ({str(error).splitlines()[0]})")
+
+
+def mean_over_processes(tensors):
+    """Puts the mean over all processes into each of the tensors, by one transfer."""
+    if processes() > 1:
+        flat = torch.cat([tensor.flatten() for tensor in tensors])
+        together(distributed.all_reduce, flat)
+        flat /= processes()
+        parts = flat.split([tensor.numel() for tensor in tensors])
+        parts = [part.view_as(tensor) for part, tensor in zip(parts, tensors, strict=True)]
+        torch._foreach_copy_(tensors, parts)
+
+
+def gathered(value):
+    """A list of every process's `value`, in the first process."""
+    values = [value] * processes()
+    together(distributed.all_gather_object, values, value)
+    return values
 
 
 # ---------------------------------------------------------------------------------------------
@@ -256,7 +326,9 @@ class Numerics:
         self.scaler.scale(loss).backward()
 
     def update(self, optimizer):
-        """One step along the gradients, which are then gone."""
+        """One step along the gradients (their mean over all processes), which are then gone."""
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        mean_over_processes([p.grad for p in parameters if p.grad is not None])
         one = torch.ones((), device=self.device)
         before = self.scaler.scale(one)
         self.scaler.step(optimizer)
@@ -409,7 +481,11 @@ def load_images(data, split, size, fit="square"):
 
 def load_photos(args, split="train"):
     """load_images as a training script's arguments say, the first --limit photos of train."""
+    if rank() > 0:
+        together(distributed.barrier)  # the first process makes the cache that the others read
     images, fingerprint = load_images(args.data, split, args.size, args.fit)
+    if rank() == 0:
+        together(distributed.barrier)
     if split == "train" and args.limit and args.limit < len(images):
         images = images[: args.limit].clone()
         fingerprint = hashlib.sha256(images.numpy()).hexdigest()
@@ -446,14 +522,19 @@ def epoch_batches(n, batch_size, epoch, seed):
     """Index tensors that go once through n photos in the order of `epoch` (0, 1, ...).
 
     The last batch is what remains; a single photo joins the batch before it, since batch norm
-    needs two. Fewer photos than a batch holds are repeated until it is full.
+    needs two. Fewer photos than a batch holds are repeated until it is full. Of several processes
+    each gets its part of batches N times as large, the last one filled up until N divides it.
     """
-    if n <= batch_size:
-        return [data_order(n, epoch * batch_size, batch_size, seed)]
-    batches = list(permutation(n, seed, epoch).split(batch_size))
-    if len(batches[-1]) == 1:
-        batches[-2:] = [torch.cat(batches[-2:])]
-    return batches
+    together_size = batch_size * processes()
+    if n <= together_size:
+        batches = [data_order(n, epoch * together_size, together_size, seed)]
+    else:
+        batches = list(permutation(n, seed, epoch).split(together_size))
+        if len(batches[-1]) < 2 * processes():
+            batches[-2:] = [torch.cat(batches[-2:])]
+        missing = -len(batches[-1]) % processes()
+        batches[-1] = torch.cat([batches[-1], batches[0][:missing]])
+    return [batch.chunk(processes())[rank()] for batch in batches]
 
 
 def take_batch(images, indices, device):
@@ -998,12 +1079,17 @@ class Run:
         self.step = self.iteration = self.logged = 0  # logged: the iteration of the last row
         self.seen = 0  # photos taken so far by `draw`
         self.losses = []  # of each iteration since that row, on the device
+        self.folder = None  # of the first process, once it runs
+        if rank() > 0:  # the others draw other latents, from here on
+            torch.manual_seed(int(np.random.SeedSequence([args.seed, rank()]).generate_state(1)[0]))
         if checkpoint:
             try:
                 self.restore(checkpoint)
             except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
                 fail(f"{checkpoint['path']} is not what a {model} run goes on from "
                      f"({type(error).__name__}: {error})")
+        for tensor in [t for network in networks.values() for t in network.state_dict().values()]:
+            together(distributed.broadcast, tensor, 0)
 
     def restore(self, saved):
         """Puts the checkpoint's state into the networks, the optimisers and every generator."""
@@ -1019,43 +1105,54 @@ class Run:
         else:
             print(f"{path} holds no optimisers: Adam starts afresh", file=sys.stderr)
         self.iteration = self.logged = self.step
-        self.seen = self.step * self.args.batch_size
+        self.seen = self.step * self.args.batch_size * processes()
         if not saved["published"]:
             self.iteration = saved.get("iteration", self.step)
             self.logged, self.seen = saved["logged"], saved["seen"]
-            self.losses = [row.to(self.device) for row in saved.get("losses", ())]
             if saved.get("scaler"):  # empty but of fp16
                 self.numerics.scaler.load_state_dict(saved["scaler"])
             self.numerics.skipped.fill_(saved.get("skipped", 0))
-            set_random_state(saved["random"], self.device)
+            states = [saved, *saved.get("others", ())]
+            if rank() < len(states):
+                set_random_state(states[rank()]["random"], self.device)
+            own = states[min(rank(), len(states) - 1)]
+            self.losses = [row.to(self.device) for row in own.get("losses", ())]
 
     def steps(self, total):
         """The steps from here to `total`, with a progress bar; ends early after a signal."""
+        say = print if rank() == 0 else lambda *_, **__: None
         if self.step >= total:
-            print(f"{self.checkpoint['path']} is at step {self.step} of {total}: nothing to do")
+            say(f"{self.checkpoint['path']} is at step {self.step} of {total}: nothing to do")
             return
-        self.folder = open_run(self.args, self.model, self.checkpoint)
-        print(f"{self.model} on {self.photos} photos at {self.args.size}×{self.args.size}, "
-              f"{self.device}; run folder {self.folder}", flush=True)
-        self.total, self.stop, self.caught = total, False, catch_signals()
+        if rank() == 0:
+            self.folder = open_run(self.args, self.model, self.checkpoint)
+        say(f"{self.model} on {self.photos} photos at {self.args.size}×{self.args.size}, "
+            f"{self.device}; run folder {self.folder}", flush=True)
+        self.total, self.stop, self.caught = total, 0, catch_signals()
         self.bar = tqdm(range(self.step + 1, total + 1), initial=self.step, total=total,
-                        unit="step", disable=None)
+                        unit="step", disable=True if rank() > 0 else None)
         with self.bar:
             for step in self.bar:
                 self.step = step
                 yield step
                 if self.stop:
                     break
-        print(f"step {self.step}: {self.path}")
+        say(f"step {self.step}: {self.path}")
         if self.stop:
-            print(f"stopped by a signal; --resume {self.folder} goes on", file=sys.stderr)
-            sys.exit(128 + self.caught[0])
+            say(f"stopped by a signal; --resume {self.folder} goes on", file=sys.stderr)
+        together(distributed.barrier)  # torchrun ends all when one ends: not before all is written
+        if distributed.is_initialized():
+            distributed.destroy_process_group()
+        if self.stop:
+            sys.exit(128 + self.stop)
 
     def draw(self):
-        """Indices of the next batch of photos, of an endless row of permutations."""
-        self.seen += self.args.batch_size
-        return data_order(self.photos, self.seen - self.args.batch_size, self.args.batch_size,
-                          self.args.seed)
+        """Indices of the next batch of photos (of this process's part of it), of an endless row
+        of permutations."""
+        n = self.args.batch_size
+        start = self.seen + n * rank()
+        self.seen += n * processes()
+        return data_order(self.photos, start, n, self.args.seed)
 
     def add(self, losses):
         """Counts an iteration and its losses, a tensor (len(names),)."""
@@ -1080,10 +1177,14 @@ class Run:
 
     def log(self, **more):
         """A row of mean losses where one is due, with `more` columns; losses must be finite."""
-        self.stop = bool(self.caught)  # asked for once a step, so that all of it sees the same
+        # Asked for once a step and agreed on by all, so that all of it sees the same.
+        stop = torch.tensor(self.caught[0] if self.caught else 0)
+        together(distributed.all_reduce, stop, distributed.ReduceOp.MAX)
+        self.stop = int(stop)
         if not (self.log_due or self.save_due):
             return
         losses = self.unlogged().cpu()
+        mean_over_processes([losses])
         bad = (~losses.isfinite()).nonzero().tolist()
         bad = [(self.logged + 1 + row, self.names[column], losses[row, column].item())
                for row, column in bad[:1]]
@@ -1095,25 +1196,41 @@ class Run:
             means = dict(zip(self.names, losses.double().mean(0).tolist(), strict=True)) | more
             if self.numerics.scaler.is_enabled():
                 means[SKIPPED] = int(self.numerics.skipped)
-            append_row(self.folder / "log.csv",
-                       {"step": self.step, "iteration": self.iteration, **means})
+            if rank() == 0:
+                append_row(self.folder / "log.csv",
+                           {"step": self.step, "iteration": self.iteration, **means})
             self.bar.set_postfix({name: f"{loss:.3f}" for name, loss in means.items()})
             self.losses, self.logged = [], self.iteration
 
     def save_grid(self, images, kind="samples", columns=8):
-        """<kind>_<step>.png, and losses.png anew."""
-        save_grid(images, self.folder / f"{kind}_{self.step:06d}.png", columns)
-        plot_losses(self.folder)
+        """<kind>_<step>.png, and losses.png anew; says so where all samples are one image."""
+        if rank() == 0:
+            pixels = to_uint8(images).int()
+            if kind == "samples" and (pixels.amax(0) - pixels.amin(0)).max() <= 1:
+                print(f"warning: all samples of step {self.step} are equal to within 1/255: "
+                      "collapsed, or hardly trained", file=sys.stderr)
+            save_grid(images, self.folder / f"{kind}_{self.step:06d}.png", columns)
+            plot_losses(self.folder)
 
     def save(self, sampler):
         """ckpt_<step>.pth; sampler: the generator to sample from, in evaluation mode."""
+        # What each process has of its own; all else is the same in all of them.
+        own, *others = gathered({"random": random_state(self.device),
+                                 "losses": self.unlogged().cpu()})
+        if rank() > 0:
+            self.path = None
+            return
+        for name, network in self.networks.items():
+            for key, value in network.state_dict().items():
+                if not value.isfinite().all():  # the losses were, before the last update
+                    fail(f"{key} of the {name} is not finite after step {self.step}: stopped; the "
+                         "checkpoints written before are good")
         self.path = save_checkpoint(self.folder, {
             "model": self.model, "config": self.config, "fit": self.args.fit, "step": self.step,
             "args": vars(self.args), "sampler": sampler.state_dict(),
             "networks": {name: net.state_dict() for name, net in self.networks.items()},
             "optimizers": {name: adam.state_dict() for name, adam in self.optimizers.items()},
             "scaler": self.numerics.scaler.state_dict(), "skipped": int(self.numerics.skipped),
-            "random": random_state(self.device), "data": self.fingerprint,
-            "iteration": self.iteration, "logged": self.logged, "seen": self.seen,
-            "losses": self.unlogged(),
+            "data": self.fingerprint, "iteration": self.iteration, "logged": self.logged,
+            "seen": self.seen, **own, "others": others,
         }, self.args.keep)
