@@ -20,7 +20,8 @@ import nets
 import train_fastgan
 import training
 
-TINY = ["--size", 256, "--features", 4, "--batch-size", 3, "--reconstruction", "l1"]
+TINY = ["--size", 256, "--features", 4, "--batch-size", 3, "--reconstruction", "l1",
+        "--precision", "fp32"]
 
 
 @pytest.fixture(scope="module")
