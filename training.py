@@ -18,9 +18,11 @@ import math
 import os
 import platform
 import re
+import resource
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import warnings
 import zipfile
@@ -65,13 +67,84 @@ def system_errors():
     except OSError as error:
         fail(f"{error.filename or ''} {error.strerror or error}")
     except (MemoryError, RuntimeError) as error:
-        words = ("llocate", "overflowed")  # in what torch says where there is no CUDA
-        if isinstance(error, RuntimeError) and not any(word in str(error) for word in words):
+        if not is_out_of_memory(error):
             raise
         fail(f"too little memory ({error}): a smaller --batch-size, --size or --features helps")
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(128 + signal.SIGINT)
+
+
+def is_out_of_memory(error):
+    words = ("llocate", "overflowed", "bad_alloc")  # in what torch says where there is no CUDA
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or (
+        isinstance(error, RuntimeError) and any(word in str(error) for word in words))
+
+
+class Fits(Exception):
+    """Two iterations of a trial went through."""
+
+
+def train(main, args, checkpoint):
+    """main(args, checkpoint); where --batch-size doesn't fit into memory, says which one does.
+
+    It is found by trying two iterations with its half, its quarter, ...
+    """
+    try:
+        main(args, checkpoint)
+        return
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        reason = str(error)
+    # From here on nothing holds what the failed try had allocated.
+    size = args.batch_size
+    while size > 2 and processes() == 1:
+        size //= 2
+        if fits(main, args, size):
+            fail(f"--batch-size {args.batch_size} does not fit into memory, {size} does")
+    fail(f"too little memory ({reason}): a smaller --batch-size, --size or --features helps")
+
+
+def fits(main, args, batch_size):
+    """Whether main goes through two iterations at a batch size; leaves nothing behind."""
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    quiet = io.StringIO()
+    with (tempfile.TemporaryDirectory() as out, contextlib.redirect_stdout(quiet),
+          contextlib.redirect_stderr(quiet)):
+        try:
+            main(argparse.Namespace(**{**vars(args), "batch_size": batch_size, "out": out,
+                                       "name": None, "trial": True}), None)
+        except Fits:
+            return True
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            return False
+    return True
+
+
+def limit_memory(device):
+    """Lets the CPU's memory run out with an error; else the system would kill without a word."""
+    try:
+        lines = Path("/proc/meminfo").read_text() + Path("/proc/self/status").read_text()
+    except OSError:
+        return  # not Linux
+    found = dict(line.split()[:2] for line in lines.splitlines() if line.endswith(" kB"))
+    free = sum(int(found[f"{name}:"]) for name in ("MemAvailable", "VmData")) * 1024
+    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    if device.type == "cpu":
+        resource.setrlimit(resource.RLIMIT_DATA,
+                           (free if hard == resource.RLIM_INFINITY else min(free, hard), hard))
+
+
+def peak_memory(device):
+    """GiB: the most that torch held on the GPU or, without one, that the process held."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
 
 
 class Parser(argparse.ArgumentParser):
@@ -200,6 +273,7 @@ def start(args, checkpoint, demo, **config):
     """
     device = choose_device(args.device)
     args.device = str(device)
+    limit_memory(device)
     meet(device)
     numerics = Numerics(device, args.precision)
     args.precision = numerics.precision  # a resumed run keeps what `auto` became
@@ -746,6 +820,8 @@ def open_run(args, model, checkpoint):
                 folder.mkdir()
                 break
             except FileExistsError:
+                if args.name and os.listdir(folder) == ["args.json"]:
+                    break  # its run ended before it got anywhere
                 if args.name:
                     fail(f"{folder} exists: --resume {folder} goes on with it")
                 folder, again = Path(args.out) / f"{name}{stamp}-{again}", again + 1
@@ -818,14 +894,30 @@ def plot_losses(folder):
         rows = list(csv.DictReader(file))
     figure, axes = plt.subplots(figsize=(8, 4), layout="constrained")
     iterations = [int(row.get("iteration") or row["step"]) for row in rows]
+    # A mean over 1/25 of the rows, the rows themselves behind it: GANs' losses are noise mostly.
+    width = max(1, len(rows) // 25)
     for name in [name for name in rows[0] if name not in ("step", "iteration", SKIPPED)]:
-        losses = [float(row[name] or "nan") for row in rows]
-        axes.plot(iterations, losses, label=name, linewidth=1)
-    axes.set(xlabel="iteration", ylabel="loss", title=folder.name)
+        losses = np.array([float(row[name] or "nan") for row in rows])
+        smooth = np.convolve(losses, np.full(width, 1 / width), "valid")
+        (line,) = axes.plot(iterations[width - 1 :], smooth, label=name, linewidth=1.5)
+        axes.plot(iterations, losses, color=line.get_color(), alpha=0.25, linewidth=0.7)
+    for step in resumed_steps(folder):
+        before = [i for i, row in zip(iterations, rows, strict=True) if int(row["step"]) <= step]
+        axes.axvline(before[-1] if before else 0, color="grey", linestyle=":", linewidth=1)
+    axes.set(xlabel="iteration (dotted: resumed)", ylabel="loss", title=folder.name)
     axes.legend()
     with replacing(folder / "losses.png") as file:
         figure.savefig(file, format="png", dpi=100)
     plt.close(figure)
+
+
+def resumed_steps(folder):
+    """The steps at which a run was resumed, from args.json."""
+    try:
+        record = json.loads((folder / "args.json").read_text())
+        return [resume["step"] for resume in record["resumed"]]
+    except (OSError, ValueError, LookupError, TypeError):
+        return []
 
 
 def catch_signals():
@@ -1137,7 +1229,7 @@ class Run:
                 yield step
                 if self.stop:
                     break
-        say(f"step {self.step}: {self.path}")
+        say(f"step {self.step}: {self.path}; peak memory {peak_memory(self.device):.1f} GiB")
         if self.stop:
             say(f"stopped by a signal; --resume {self.folder} goes on", file=sys.stderr)
         together(distributed.barrier)  # torchrun ends all when one ends: not before all is written
@@ -1158,6 +1250,8 @@ class Run:
         """Counts an iteration and its losses, a tensor (len(names),)."""
         self.losses.append(losses)
         self.iteration += 1
+        if self.iteration == 2 and getattr(self.args, "trial", False):
+            raise Fits
 
     def unlogged(self):
         """The losses since the last row of the log, (iterations, len(names))."""

@@ -1,0 +1,309 @@
+"""GAN, DCGAN and VAE: their networks, their losses and steps beside formulas, and their scripts."""
+
+import csv
+import itertools
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+from torch.nn import functional as F
+
+import nets
+import train_dcgan
+import train_gan
+import train_vae
+import training
+
+CPU = torch.device("cpu")
+FLOAT32 = training.Numerics(CPU, "fp32")
+
+
+def parameters(module):
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def test_layers_of_the_gan():
+    generator, discriminator = nets.GANGenerator(), nets.GANDiscriminator()
+    norms = 2 * (128 + 256 + 512)
+    assert parameters(generator) == 50 * 128 + 128 * 256 + 256 * 512 + 512 * 2352 + norms
+    weights = 2352 * 1024 + 1024 * 512 + 512 * 256 + 256
+    assert parameters(discriminator) == weights + 1024 + 512 + 256 + 1
+    assert {norm.eps for norm in generator.modules() if isinstance(norm, nn.BatchNorm1d)} == {0.8}
+    slopes = {layer.negative_slope for net in (generator, discriminator)
+              for layer in net.modules() if isinstance(layer, nn.LeakyReLU)}
+    assert slopes == {0.25}
+
+
+def tutorial_dcgan(z_dim=100, f=64):
+    """The two networks of 64×64, written out layer by layer as the PyTorch tutorial lists them."""
+    up, down = (lambda kind: lambda i, o, s, p: kind(i, o, 4, s, p, bias=False))(
+        nn.ConvTranspose2d), (lambda kind: lambda i, o, s, p: kind(i, o, 4, s, p, bias=False))(
+        nn.Conv2d)
+    generator = nn.Sequential(
+        up(z_dim, f * 8, 1, 0), nn.BatchNorm2d(f * 8), nn.ReLU(),
+        up(f * 8, f * 4, 2, 1), nn.BatchNorm2d(f * 4), nn.ReLU(),
+        up(f * 4, f * 2, 2, 1), nn.BatchNorm2d(f * 2), nn.ReLU(),
+        up(f * 2, f, 2, 1), nn.BatchNorm2d(f), nn.ReLU(),
+        up(f, 3, 2, 1), nn.Tanh())
+    discriminator = nn.Sequential(
+        down(3, f, 2, 1), nn.LeakyReLU(0.2),
+        down(f, f * 2, 2, 1), nn.BatchNorm2d(f * 2), nn.LeakyReLU(0.2),
+        down(f * 2, f * 4, 2, 1), nn.BatchNorm2d(f * 4), nn.LeakyReLU(0.2),
+        down(f * 4, f * 8, 2, 1), nn.BatchNorm2d(f * 8), nn.LeakyReLU(0.2),
+        down(f * 8, 1, 1, 0))
+    return generator, discriminator
+
+
+def test_dcgan_is_the_tutorials():
+    ours = nets.DCGANGenerator(), nets.DCGANDiscriminator()
+    assert [parameters(net) for net in ours] == [3_576_704, 2_765_568]
+    theirs = tutorial_dcgan()
+    for net, reference in zip(ours, theirs, strict=True):
+        state = {name.removeprefix("main."): value for name, value in net.state_dict().items()}
+        reference.load_state_dict(state)
+    z = torch.randn(4, 100)
+    images = ours[0](z)
+    torch.testing.assert_close(images, theirs[0](z[:, :, None, None]))
+    torch.testing.assert_close(ours[1](images), theirs[1](images).view(-1))
+    for name, value in itertools.chain(*(net.state_dict().items() for net in ours)):
+        if name.endswith("weight"):
+            mean = 1.0 if value.ndim == 1 else 0.0
+            assert abs(value.mean() - mean) < 0.01 and 0.01 < value.std() < 0.03, name
+
+
+@pytest.mark.parametrize("size", [8, 32, 128])
+def test_dcgan_at_other_sizes(size):
+    images = nets.DCGANGenerator(size, 10, 4)(torch.randn(2, 10))
+    assert images.shape == (2, 3, size, size)
+    assert nets.DCGANDiscriminator(size, 4)(images).shape == (2,)
+
+
+@pytest.mark.parametrize("size", [4, 48, 100])
+def test_dcgan_refuses_what_halving_does_not_reach(size):
+    for network in (nets.DCGANGenerator, nets.DCGANDiscriminator):
+        with pytest.raises(ValueError, match=str(size)):
+            network(size)
+
+
+def test_layers_of_the_vae():
+    """Each layer by its own count: kernel × in × out + out, batch norm 2 × channels."""
+    for size, z_dim in ((256, 512), (64, 256)):
+        flat = 512 * (size // 32) ** 2
+        widths = [3, 32, 64, 128, 256, 512]
+        encoder = sum(9 * i * o + o + 2 * o for i, o in itertools.pairwise(widths))
+        heads = 2 * (flat * z_dim + z_dim)
+        widths = [512, 256, 128, 64, 32, 32]
+        decoder = sum(9 * i * o + o + 2 * o for i, o in itertools.pairwise(widths))
+        last = z_dim * flat + flat + 9 * 32 * 3 + 3
+        assert parameters(nets.VAE(size, z_dim)) == encoder + heads + decoder + last
+    assert parameters(nets.VAE(256, 512)) == 53_514_339
+    vae = nets.VAE(96, 7).eval()
+    image, mean, log_variance = vae(torch.rand(2, 3, 96, 96))
+    assert image.shape == (2, 3, 96, 96) and mean.shape == log_variance.shape == (2, 7)
+    torch.testing.assert_close(image, vae.decoder(mean))
+    with pytest.raises(ValueError, match="100"):
+        nets.VAE(100)
+
+
+def test_latents_of_the_vae_are_drawn_from_its_posterior():
+    vae = nets.VAE(32, 6)
+    seen = []
+    vae.decoder.forward = lambda z: seen.append(z) or z
+    nn.init.zeros_(vae.encoder.log_variance.weight)
+    nn.init.constant_(vae.encoder.log_variance.bias, 2 * np.log(3))
+    images = torch.rand(2, 3, 32, 32).repeat(3000, 1, 1, 1)
+    mean = vae(images)[1]
+    normal = (seen[0] - mean) / 3
+    assert abs(normal.mean()) < 0.03 and abs(normal.std() - 1) < 0.03
+
+
+def test_divergence_is_torchs():
+    mean, log_variance = torch.randn(2, 5, 7) * 2
+    ours = train_vae.divergence(mean, log_variance)
+    normal = torch.distributions.Normal(mean, (log_variance / 2).exp())
+    standard = torch.distributions.Normal(torch.zeros(5, 7), torch.ones(5, 7))
+    expected = torch.distributions.kl_divergence(normal, standard).sum(1).mean()
+    torch.testing.assert_close(ours, expected)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("scale", [1e3, 1e10, 1e18])
+def test_divergence_cannot_overflow(precision, scale):
+    """Weights that would give log-variances of 1e18: the study's validation loss was 1e30."""
+    torch.manual_seed(0)
+    vae = nets.VAE(32, 8)
+    with torch.no_grad():
+        for head in (vae.encoder.mean, vae.encoder.log_variance):
+            head.weight.mul_(scale)
+    images = torch.rand(4, 3, 32, 32) * 2 - 1
+    numerics = training.Numerics(CPU, precision)
+    for mode in (True, False):
+        reconstruction, kl = train_vae.losses(vae.train(mode), numerics, images)
+        assert reconstruction.isfinite() and kl.isfinite()
+        assert kl < 8 * (1e8 + np.exp(10) + 20)  # the bounds' own divergence
+        (reconstruction + kl).backward()
+        assert all(parameter.grad.isfinite().all() for parameter in vae.parameters())
+
+
+def copies(networks, seed=0):
+    """The networks again, with the same weights, from the same seed."""
+    torch.manual_seed(seed)
+    return {name: build() for name, build in networks.items()}
+
+
+def adversarial_reference(networks, optimizers, z, real, policy=()):
+    """Both updates from the formula, spelled out; returns losses and every gradient."""
+    generator, discriminator = networks["generator"], networks["discriminator"]
+    d_real = torch.sigmoid(discriminator(training.diff_augment(real, policy)))
+    fake = generator(z)
+    d_fake = torch.sigmoid(discriminator(training.diff_augment(fake.detach(), policy)))
+    d_loss = -torch.log(d_real).mean() - torch.log(1 - d_fake).mean()
+    d_gradients = torch.autograd.grad(d_loss, list(discriminator.parameters()))
+    return d_loss, d_gradients, fake
+
+
+@pytest.mark.parametrize("model", ["gan", "dcgan"])
+def test_adversarial_step(model):
+    build = {"gan": {"generator": lambda: nets.GANGenerator(8, 5),
+                     "discriminator": lambda: nets.GANDiscriminator(8)},
+             "dcgan": {"generator": lambda: nets.DCGANGenerator(16, 5, 4),
+                       "discriminator": lambda: nets.DCGANDiscriminator(16, 4)}}[model]
+    ours, reference = copies(build), copies(build)
+    size = 8 if model == "gan" else 16
+    real = torch.rand(6, 3, size, size) * 2 - 1
+    kind = torch.optim.AdamW if model == "gan" else torch.optim.Adam
+    adams = [{name: kind(net.parameters(), 1e-3, (0.5, 0.999)) for name, net in nets_.items()}
+             for nets_ in (ours, reference)]
+    torch.manual_seed(3)
+    arguments = () if model == "gan" else ([],)
+    step = {"gan": train_gan, "dcgan": train_dcgan}[model].train_step
+    losses = step(ours, adams[0], FLOAT32, real, *arguments)
+    torch.manual_seed(3)
+    z = torch.randn(6, 5)
+
+    d_loss, gradients, fake = adversarial_reference(reference, adams[1], z, real)
+    if model == "gan":  # a mean over one batch of photos and samples
+        d_loss, gradients = d_loss / 2, [gradient / 2 for gradient in gradients]
+    for parameter, gradient in zip(reference["discriminator"].parameters(), gradients, strict=True):
+        parameter.grad = gradient
+    adams[1]["discriminator"].step()
+    g_loss = -torch.log(torch.sigmoid(reference["discriminator"](fake))).mean()
+    gradients = torch.autograd.grad(g_loss, list(reference["generator"].parameters()))
+    for parameter, gradient in zip(reference["generator"].parameters(), gradients, strict=True):
+        parameter.grad = gradient
+    adams[1]["generator"].step()
+
+    torch.testing.assert_close(losses, torch.stack([d_loss, g_loss]).detach())
+    for name, network in ours.items():
+        for key, value in network.state_dict().items():
+            torch.testing.assert_close(value, reference[name].state_dict()[key], rtol=1e-3,
+                                       atol=2e-5)
+        assert all(parameter.grad is None for parameter in network.parameters())
+        assert all(parameter.requires_grad for parameter in network.parameters())
+
+
+def test_vae_step():
+    ours, reference = (copies({"vae": lambda: nets.VAE(32, 6)})["vae"] for _ in range(2))
+    real = torch.rand(5, 3, 32, 32) * 2 - 1
+    adams = [torch.optim.Adam(vae.parameters(), 1e-3) for vae in (ours, reference)]
+    torch.manual_seed(3)
+    losses = train_vae.train_step(ours, adams[0], FLOAT32, real, 0.01)
+    torch.manual_seed(3)
+    mean, log_variance = reference.encoder(real)
+    z = mean + torch.exp(0.5 * log_variance) * torch.randn(5, 6)
+    mse = ((reference.decoder(z) - real) ** 2).sum() / real.numel()
+    kl = -0.5 * (1 + log_variance - mean**2 - torch.exp(log_variance)).sum() / 5
+    (mse + 0.01 * kl).backward()
+    adams[1].step()
+    torch.testing.assert_close(losses, torch.stack([mse, kl, mse + 0.01 * kl]).detach())
+    for key, value in ours.state_dict().items():
+        torch.testing.assert_close(value, reference.state_dict()[key], rtol=1e-3, atol=2e-5)
+
+
+def test_an_epoch_takes_every_photo_once():
+    for n, batch_size in ((10, 4), (9, 4), (8, 4), (5, 4)):
+        batches = training.epoch_batches(n, batch_size, 3, seed=1)
+        assert sorted(torch.cat(batches).tolist()) == list(range(n))
+        assert min(map(len, batches)) > 1 and {len(batch) for batch in batches[:-1]} <= {4}
+    first, second = (torch.cat(training.epoch_batches(10, 4, epoch, seed=1)) for epoch in (0, 1))
+    assert not torch.equal(first, second)
+    (batch,) = training.epoch_batches(2, 7, 0, seed=1)  # few photos fill a batch
+    assert sorted(batch.tolist()) in ([0] * 3 + [1] * 4, [0] * 4 + [1] * 3)
+    assert [len(batch) for batch in training.epoch_batches(1, 2, 0, seed=1)] == [2]
+
+
+SCRIPTS = {
+    "gan": ["--size", 8],
+    "dcgan": ["--size", 8, "--features", 4, "--z-dim", 8, "--augment", "translation"],
+    "vae": ["--size", 32, "--latent", 6, "--lr-decay", 0.5],
+}
+
+
+@pytest.mark.parametrize("model", SCRIPTS)
+def test_script(script, bedrooms, tmp_path, model):
+    """Three epochs on a folder of photos, the last batch not full, and the images judged."""
+    done = script(f"train_{model}.py", *SCRIPTS[model], "--data", bedrooms, "--batch-size", 4,
+                  "--epochs", 3, "--out", tmp_path, "--name", "run", "--ckpt-every", 2,
+                  "--sample-every", 2, "--log-every", 1, "--precision", "fp32")
+    assert done.returncode == 0, done.stderr
+    assert all("collapsed" in line for line in done.stderr.splitlines())  # after three epochs
+    run = tmp_path / "run"
+    kinds = ["samples", "reconstructions"] if model == "vae" else ["samples"]
+    assert {path.name for path in run.iterdir()} == {
+        "args.json", "log.csv", "losses.png", "ckpt_000002.pth", "ckpt_000003.pth",
+        *(f"{kind}_00000{step}.png" for kind in kinds for step in (2, 3))}
+    rows = list(csv.DictReader((run / "log.csv").open()))
+    assert [(row["step"], row["iteration"]) for row in rows] == [("1", "2"), ("2", "4"), ("3", "6")]
+    names = (["reconstruction", "kl", "total", "val_reconstruction", "val_kl", "val_total"]
+             if model == "vae" else ["d_loss", "g_loss"])
+    assert [*rows[0]][2:] == names and float(rows[2][names[-1]]) > 0
+    saved = training.read_checkpoint(run / "ckpt_000003.pth")
+    assert saved["model"] == model and saved["step"] == 3 and saved["iteration"] == 6
+    assert json.loads((run / "args.json").read_text())["arguments"]["epochs"] == 3
+    if model == "vae":
+        assert saved["optimizers"]["vae"]["param_groups"][0]["lr"] == 3e-4 * 0.25
+        check_validation(saved, rows[-1], bedrooms)
+        grid = np.asarray(Image.open(run / "reconstructions_000003.png"))
+        assert grid.shape == (4 * 36, 8 * 36, 3)  # photos and decoded, of train and validation
+
+    # A plain folder of photos does as well, without a validation side.
+    done = script(f"train_{model}.py", *SCRIPTS[model], "--data", bedrooms / "train", "--epochs", 1,
+                  "--batch-size", 5, "--out", tmp_path, "--name", "plain", "--log-every", 1)
+    assert done.returncode == 0, done.stderr
+    header = (tmp_path / "plain" / "log.csv").read_text().splitlines()[0]
+    assert header == ",".join(["step", "iteration", *names[:3]])
+
+
+def check_validation(saved, row, bedrooms):
+    """The log's validation losses, computed here from the checkpoint."""
+    vae = nets.VAE(32, 6).eval()
+    vae.encoder.load_state_dict(saved["networks"]["encoder"])
+    vae.decoder.load_state_dict(saved["networks"]["generator"])
+    images = training.load_images(bedrooms, "val", 32)[0].float() / 127.5 - 1
+    with torch.no_grad():
+        decoded, mean, log_variance = vae(images)
+        kl = train_vae.divergence(mean, log_variance)
+    assert abs(float(row["val_reconstruction"]) - F.mse_loss(decoded, images)) < 1e-5
+    assert abs(float(row["val_kl"]) - kl) < 1e-5 * (1 + kl)
+
+
+def test_a_gan_of_two_photos_reproduces_them(script, bedrooms, tmp_path):
+    """The study's overfitting experiment, small: what it learns are the photos."""
+    done = script("train_gan.py", "--size", 8, "--data", bedrooms, "--limit", 2, "--epochs", 800,
+                  "--batch-size", 16, "--lr", 1e-3, "--out", tmp_path, "--name", "run",
+                  "--ckpt-every", 800, "--sample-every", 800, "--log-every", 100)
+    assert done.returncode == 0, done.stderr
+    saved = training.read_checkpoint(tmp_path / "run" / "ckpt_000800.pth")
+    generator = nets.GANGenerator(8).eval()
+    generator.load_state_dict(saved["sampler"])
+    images = training.load_images(bedrooms, "train", 8)[0].float() / 127.5 - 1
+    with torch.no_grad():
+        samples = generator(training.latents(1, range(64), 50))
+    photos = images[:2].flatten(1)
+    distances = torch.cdist(samples.flatten(1), photos)
+    assert torch.bincount(distances.argmin(1), minlength=2).min() >= 4  # both are there
+    apart = (photos[0] - photos[1]).norm()
+    assert (distances.min(1).values < apart / 2).float().mean() > 0.9
