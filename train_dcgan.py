@@ -92,4 +92,4 @@ if __name__ == "__main__":
     group.add_argument("--augment", type=training.augmentation, default="none",
                        help="DiffAugment: color, translation, both or none")
     with training.system_errors():
-        main(*training.parse_arguments(parser, "dcgan", DEMO))
+        training.train(main, *training.parse_arguments(parser, "dcgan", DEMO))

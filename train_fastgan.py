@@ -161,4 +161,4 @@ if __name__ == "__main__":
     group.add_argument("--augment", type=training.augmentation, default="color,translation",
                        help="DiffAugment: color, translation, both or none")
     with training.system_errors():
-        main(*training.parse_arguments(parser, "fastgan", DEMO))
+        training.train(main, *training.parse_arguments(parser, "fastgan", DEMO))

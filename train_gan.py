@@ -83,4 +83,4 @@ if __name__ == "__main__":
     group.add_argument("--epochs", type=training.count, default=50, help="steps in all")
     group.add_argument("--z-dim", type=training.width, default=50, help="length of a latent")
     with training.system_errors():
-        main(*training.parse_arguments(parser, "gan", DEMO))
+        training.train(main, *training.parse_arguments(parser, "gan", DEMO))

@@ -123,4 +123,4 @@ if __name__ == "__main__":
     group.add_argument("--lr-decay", type=training.number(float, 0, math.nextafter(1, 2)),
                        default=1.0, help="factor on the learning rate after each epoch")
     with training.system_errors():
-        main(*training.parse_arguments(parser, "vae", DEMO))
+        training.train(main, *training.parse_arguments(parser, "vae", DEMO))
