@@ -385,12 +385,19 @@ class FastGANGenerator(nn.Module):
         if image_size > 512:
             self.feat_1024 = up_block(width[512], width[1024])
 
-    def forward(self, z):
+    def low_maps(self, z):
+        """The maps of 4, 8, 16 and 32 pixels: what there is and where."""
         map_4 = self.init(z)
         map_8 = self.feat_8(map_4)
         map_16 = self.feat_16(map_8)
-        map_32 = self.feat_32(map_16)
-        map_64 = self.se_64(map_4, self.feat_64(map_32))
+        return map_4, map_8, map_16, self.feat_32(map_16)
+
+    def forward(self, z, style=None):
+        """style: other latents (n, z_dim), whose low maps excite the high ones instead (section
+        3.1): the layout stays that of z, colours and textures are the other's."""
+        low = self.low_maps(z)
+        map_4, map_8, map_16, map_32 = low if style is None else self.low_maps(style)
+        map_64 = self.se_64(map_4, self.feat_64(low[-1]))
         map_128 = self.se_128(map_8, self.feat_128(map_64))
         last = self.se_256(map_16, self.feat_256(map_128))
         if self.image_size > 256:

@@ -150,3 +150,16 @@ def test_noise_is_one_map_per_image_in_training_and_fixed_in_evaluation():
     fixed = noise.eval()(x)
     assert torch.equal(fixed[0], fixed[63]) and torch.equal(fixed, noise(x))
     assert fixed.std() > 0.5
+
+
+def test_style_mixing_takes_the_excitations_of_another_latent():
+    torch.manual_seed(0)
+    generator = nets.FastGANGenerator(256, 16, 4).eval()
+    z, style = torch.randn(2, 3, 16)
+    with torch.no_grad():
+        own, other = generator(z)[0], generator(z, style)[0]
+        torch.testing.assert_close(generator(z, z)[0], own)
+        assert not torch.allclose(other, own)
+        for excitation in (generator.se_64, generator.se_128, generator.se_256):
+            excitation.register_forward_hook(lambda _, inputs, __: inputs[1])
+        torch.testing.assert_close(generator(z, style)[0], generator(z)[0])
