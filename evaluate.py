@@ -327,12 +327,13 @@ class Extractors:
                 bar.update(len(batch))
                 yield resized(batch, self.lpips_size)
 
+        points = {}
         with bar:
-            if "lpips" not in spaces:
+            if "lpips" in spaces:
+                points["lpips"] = metrics.lpips_features(passing(), networks["lpips"], total=n)
+            else:
                 deque(passing(), maxlen=0)
-                return {space: torch.cat(rows) for space, rows in parts.items()}
-            points = metrics.lpips_features(passing(), networks["lpips"], total=n)
-            return {**{space: torch.cat(rows) for space, rows in parts.items()}, "lpips": points}
+        return {space: torch.cat(rows) for space, rows in parts.items()} | points
 
 
 def cache_path(folder, kind, key):
