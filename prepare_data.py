@@ -16,6 +16,7 @@ it did not write is ever overwritten.
 
 import argparse
 import csv
+import fcntl
 import hashlib
 import http.client
 import io
@@ -90,6 +91,8 @@ def archive_photos(path, wanted):
 
     The headers are read first, so that a truncated archive is found before anything is written.
     """
+    if path.exists() and not path.is_file():  # a pipe would never end
+        raise InputError(f"{path} is not a file")
     try:
         archive = tarfile.open(path)  # noqa: SIM115 (stays open: photos are read as they are needed)
         members = archive.getmembers()
@@ -295,15 +298,22 @@ def split(rows, val_fraction, seed):
 
 @contextmanager
 def staging_folder(out):
-    """A scratch folder in `out`; at the end it goes, and so do the folders that stayed empty."""
+    """A scratch folder in `out`; at the end it goes, and so do the folders that stayed empty.
+
+    Of several processes that prepare the same folder one goes after the other.
+    """
     staging = out / ".staging"
     created = [folder for folder in (out, *out.parents) if not folder.exists()]
-    shutil.rmtree(staging, ignore_errors=True)  # left by a kill
+    out.mkdir(parents=True, exist_ok=True)
+    handle = os.open(out, os.O_RDONLY)
     try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        shutil.rmtree(staging, ignore_errors=True)  # left by a kill
         staging.mkdir(parents=True)
         yield staging
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+        os.close(handle)
         for folder in created:
             with suppress(OSError):
                 folder.rmdir()
