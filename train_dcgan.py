@@ -60,7 +60,7 @@ def main(args, checkpoint):
                     "discriminator": DCGANDiscriminator(args.size, args.features).to(device)}
     except ValueError as error:
         training.fail(f"--size {args.size}: {error}")
-    optimizers = {name: torch.optim.Adam(network.parameters(), args.lr, (0.5, 0.999))
+    optimizers = {name: torch.optim.Adam(network.parameters(), args.lr, (0.5, 0.999), fused=True)
                   for name, network in networks.items()}
     images, fingerprint = training.load_photos(args)
     images = training.place_images(images, device)
@@ -86,10 +86,11 @@ if __name__ == "__main__":
     training.add_common_arguments(parser, data="data/bedroom", size=64, fit="crop", lr=2e-4,
                                   batch_size=128, every=(50, 25, 1))
     group = parser.add_argument_group("DCGAN")
-    group.add_argument("--epochs", type=training.count, default=1350, help="steps in all")
+    group.add_argument("--epochs", type=training.count, default=1350, metavar="N",
+                       help="steps in all")
     group.add_argument("--features", type=training.width, default=64, help="width of the networks")
     group.add_argument("--z-dim", type=training.width, default=100, help="length of a latent")
-    group.add_argument("--augment", type=training.augmentation, default="none",
+    group.add_argument("--augment", type=training.augmentation, default="none", metavar="LIST",
                        help="DiffAugment: color, translation, both or none")
     with training.system_errors():
         training.train(main, *training.parse_arguments(parser, "dcgan", DEMO))

@@ -20,20 +20,33 @@ DEMO = {"data": "data/demo", "size": 256, "features": 16, "batch_size": 4, "iter
         "reconstruction": "l1", "ckpt_every": 250, "sample_every": 100, "log_every": 10}
 
 
-def perceptual_distance(kind, device):
+def perceptual_distance(kind, numerics):
     """A function of two image batches in [-1, 1] that returns their distance, summed over images.
 
-    "lpips": LPIPS-VGG, as published. "l1": mean absolute difference, which needs no weights.
+    "lpips": LPIPS-VGG, as published, differentiable in the first. "l1": mean absolute difference,
+    which needs no weights.
     """
     if kind == "l1":
         return lambda x, y: (x - y).abs().mean((1, 2, 3)).sum()
     from metrics import WeightsError, lpips_network
 
     try:
-        network = lpips_network("vgg", device=device)
+        network = lpips_network("vgg", device=numerics.device)
     except WeightsError as error:
         training.fail(str(error).replace("--weights random", "--reconstruction l1"))
-    return lambda x, y: network(x, y).sum()
+
+    def features(images):
+        with numerics.autocast():
+            maps = network.net(network.scaling_layer(images))
+        return [F.normalize(layer.float(), eps=1e-10) for layer in maps]
+
+    def distance(x, y):
+        with torch.no_grad():
+            targets = features(y)
+        layers = zip(network.lins, features(x), targets, strict=True)
+        return sum(head((a - b).square()).mean((2, 3)).sum() for head, a, b in layers)
+
+    return distance
 
 
 def hinge_real(logits):
@@ -57,7 +70,7 @@ def train_step(networks, optimizers, numerics, average, decay, real, augment, di
     """
     generator, discriminator = networks["generator"], networks["discriminator"]
     z = torch.randn(len(real), generator.z_dim, device=real.device)
-    part = int(torch.randint(4, ()))
+    part = torch.randint(4, (), device=real.device)
     real = training.diff_augment(real, augment)
     with numerics.autocast():
         fakes = generator(z)
@@ -65,12 +78,11 @@ def train_step(networks, optimizers, numerics, average, decay, real, augment, di
 
     # D's three decoders show the whole photo, again from the small path, and one quadrant.
     real_128 = F.interpolate(real, size=128)
-    targets = [real_128, real_128, F.interpolate(quadrant(real, part), size=128)]
+    targets = torch.cat([real_128, real_128, F.interpolate(quadrant(real, part), size=128)])
     with numerics.autocast():
         logits, maps = discriminator(real, real_128)
-        decoded = discriminator.reconstruct(maps, part)
-    pairs = zip(decoded, targets, strict=True)
-    reconstruction = sum(distance(image.float(), target) for image, target in pairs)
+        decoded = torch.cat(discriminator.reconstruct(maps, part))
+    reconstruction = distance(decoded.float(), targets)
     on_real = hinge_real(logits)
     numerics.backward(on_real + reconstruction)
     with numerics.autocast():
@@ -116,11 +128,11 @@ def main(args, checkpoint):
     except ValueError as error:
         training.fail(f"--size {args.size}: {error}")
     discriminator = FastGANDiscriminator(args.size, args.features).to(device)
-    distance = perceptual_distance(args.reconstruction, device)
+    distance = perceptual_distance(args.reconstruction, numerics)
     images, fingerprint = training.load_photos(args)
     images = training.place_images(images, device)
 
-    adam = {"lr": args.lr, "betas": (0.5, 0.999)}
+    adam = {"lr": args.lr, "betas": (0.5, 0.999), "fused": True}
     optimizers = {"generator": torch.optim.Adam(generator.parameters(), **adam),
                   "discriminator": torch.optim.Adam(discriminator.parameters(), **adam)}
     networks = {"generator": generator, "discriminator": discriminator}
@@ -153,12 +165,13 @@ if __name__ == "__main__":
     training.add_common_arguments(parser, data="data/bedroom", size=1024, fit="square",
                                   batch_size=8, lr=2e-4, every=(5000, 1000, 100))
     group = parser.add_argument_group("FastGAN")
-    group.add_argument("--iters", type=training.count, default=50000, help="steps in all")
+    group.add_argument("--iters", type=training.count, default=50000, metavar="N",
+                       help="steps in all")
     group.add_argument("--features", type=training.width, default=64, help="width of the networks")
     group.add_argument("--z-dim", type=training.width, default=256, help="length of a latent")
     group.add_argument("--reconstruction", choices=["lpips", "l1"], default="lpips",
                        help="the decoders' loss; l1 needs no pretrained weights")
     group.add_argument("--augment", type=training.augmentation, default="color,translation",
-                       help="DiffAugment: color, translation, both or none")
+                       metavar="LIST", help="DiffAugment: color, translation, both or none")
     with training.system_errors():
         training.train(main, *training.parse_arguments(parser, "fastgan", DEMO))

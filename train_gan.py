@@ -54,7 +54,7 @@ def main(args, checkpoint):
     device = numerics.device
     networks = {"generator": GANGenerator(**config).to(device),
                 "discriminator": GANDiscriminator(args.size).to(device)}
-    optimizers = {name: torch.optim.AdamW(network.parameters(), args.lr, (0.5, 0.999))
+    optimizers = {name: torch.optim.AdamW(network.parameters(), args.lr, (0.5, 0.999), fused=True)
                   for name, network in networks.items()}
     images, fingerprint = training.load_photos(args)
     images = training.place_images(images, device)
@@ -80,7 +80,8 @@ if __name__ == "__main__":
     training.add_common_arguments(parser, data="data/all", size=28, fit="square", lr=2e-4,
                                   batch_size=128, every=(10, 5, 1))
     group = parser.add_argument_group("GAN")
-    group.add_argument("--epochs", type=training.count, default=50, help="steps in all")
+    group.add_argument("--epochs", type=training.count, default=50, metavar="N",
+                       help="steps in all")
     group.add_argument("--z-dim", type=training.width, default=50, help="length of a latent")
     with training.system_errors():
         training.train(main, *training.parse_arguments(parser, "gan", DEMO))

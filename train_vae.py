@@ -80,7 +80,7 @@ def main(args, checkpoint):
         vae = VAE(**config).to(device)
     except ValueError as error:
         training.fail(f"--size {args.size}: {error}")
-    optimizer = torch.optim.Adam(vae.parameters(), args.lr)
+    optimizer = torch.optim.Adam(vae.parameters(), args.lr, fused=True)
     images, fingerprint = training.load_photos(args)
     sets = [training.place_images(images, device)]
     if training.has_validation(args.data):
@@ -116,11 +116,13 @@ if __name__ == "__main__":
     training.add_common_arguments(parser, data="data/bedroom", size=256, fit="square", lr=3e-4,
                                   batch_size=8, every=(50, 25, 5))
     group = parser.add_argument_group("VAE")
-    group.add_argument("--epochs", type=training.count, default=1500, help="steps in all")
+    group.add_argument("--epochs", type=training.count, default=1500, metavar="N",
+                       help="steps in all")
     group.add_argument("--latent", type=training.width, default=512, help="length of a latent")
-    group.add_argument("--kl-weight", type=training.number(float, 0), default=0.00025,
+    group.add_argument("--kl-weight", type=training.number(float, 0), default=0.00025, metavar="X",
                        help="of the KL divergence beside the mean squared error")
     group.add_argument("--lr-decay", type=training.number(float, 0, math.nextafter(1, 2)),
-                       default=1.0, help="factor on the learning rate after each epoch")
+                       default=1.0, metavar="X",
+                       help="factor on the learning rate after each epoch")
     with training.system_errors():
         training.train(main, *training.parse_arguments(parser, "vae", DEMO))
