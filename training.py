@@ -206,7 +206,13 @@ def add_common_arguments(parser, *, data, size, fit, batch_size, lr, every):
     group.add_argument("--seed", type=seed, default=0, help="of every random draw")
     group.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
     group.add_argument("--precision", choices=["auto", *PRECISIONS], default="auto",
-                       help="of the networks' passes; auto is bf16 where the device is fast at it")
+                       help="of the networks' passes; auto is bf16 where the device is fast at it; "
+                            "fp32 is TF32 on GPUs that have it")
+    group.add_argument("--compile", action=argparse.BooleanOptionalAction, default=False,
+                       help="the networks by torch.compile: minutes at the start, quicker steps "
+                            "(on a GPU as CUDA graphs)")
+    group.add_argument("--deterministic", action=argparse.BooleanOptionalAction, default=False,
+                       help="only kernels that give the same bits every time (the CPU's do anyway)")
     group.add_argument("--demo", action="store_true", help="small and quick, on drawn scenes")
     group = parser.add_argument_group("run folder")
     group.add_argument("--out", default="runs", help="folder of run folders")
@@ -233,8 +239,8 @@ def parse_arguments(parser, model, demo):
         if checkpoint["model"] != model:
             fail(f"{checkpoint['path']} is a {checkpoint['model']} checkpoint, not {model}")
         kept = set(vars(args)) - {"resume", "device", "out", "name", "demo"}
-        saved = [f"--{key.replace('_', '-')}={typed(value)}" for key, value in
-                 checkpoint["args"].items() if key in kept and value is not None]
+        saved = [typed(key.replace("_", "-"), value) for key, value in checkpoint["args"].items()
+                 if key in kept and value is not None]
         parser.origin = f"{checkpoint['path']}: "  # as if they were typed first: checked like it
         parser.parse_args(saved)
         parser.origin = ""
@@ -244,9 +250,11 @@ def parse_arguments(parser, model, demo):
     return args, checkpoint
 
 
-def typed(value):
-    """An argument's value as it is typed."""
-    return (",".join(map(str, value)) or "none") if isinstance(value, list) else value
+def typed(name, value):
+    """An argument as it is typed."""
+    if isinstance(value, bool):
+        return f"--{name}" if value else f"--no-{name}"
+    return f"--{name}={(','.join(map(str, value)) or 'none') if isinstance(value, list) else value}"
 
 
 def check_unchanged(checkpoint, **current):
@@ -287,6 +295,9 @@ def start(args, checkpoint, demo, **config):
     return numerics
 
 
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS wants it to be repeatable
+    torch.use_deterministic_algorithms(args.deterministic)
+    torch.backends.cudnn.benchmark = not args.deterministic
 def choose_device(name):
     """The torch device that --device names, CUDA where there is one for `auto`."""
     if name == "auto":
@@ -399,6 +410,10 @@ class Numerics:
         """Adds the gradients of a loss to its parameters'."""
         self.scaler.scale(loss).backward()
 
+        if device.type == "cuda":
+            # Products rounded to TF32's 10 bits, sums in float32: convolutions in torch do it by
+            # default. Losses, spectral norms, averages and Adam have no matrix products.
+            torch.set_float32_matmul_precision("high")
     def update(self, optimizer):
         """One step along the gradients (their mean over all processes), which are then gone."""
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
@@ -424,6 +439,14 @@ def make_demo_data(folder):
         command = [sys.executable, script, "--demo", "64", "--out", folder]
         if subprocess.run(command).returncode:
             fail(f"the demo scenes could not be drawn into {folder}")
+def compile_passes(network, device):
+    """Compiles a network's passes in training; its state, copies and gradients stay as they are.
+
+    On a GPU "reduce-overhead" records each pass as one CUDA graph.
+    """
+    network.compile(dynamic=False, mode="reduce-overhead" if device.type == "cuda" else "default")
+
+
 
 
 def image_files(folder):
@@ -1180,8 +1203,11 @@ class Run:
             except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
                 fail(f"{checkpoint['path']} is not what a {model} run goes on from "
                      f"({type(error).__name__}: {error})")
-        for tensor in [t for network in networks.values() for t in network.state_dict().values()]:
-            together(distributed.broadcast, tensor, 0)
+        for network in networks.values():
+            for tensor in network.state_dict().values():
+                together(distributed.broadcast, tensor, 0)
+            if args.compile:
+                compile_passes(network, self.device)
 
     def restore(self, saved):
         """Puts the checkpoint's state into the networks, the optimisers and every generator."""
@@ -1263,6 +1289,8 @@ class Run:
 
     @property
     def sample_due(self):
+        if self.args.compile:
+            torch.compiler.cudagraph_mark_step_begin()
         return self.step % self.args.sample_every == 0 or self.step == self.total
 
     @property
