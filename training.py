@@ -815,13 +815,14 @@ def open_run(args, model, checkpoint):
     there = find_checkpoints(path.parent) if checkpoint else []
     if path in there and any((path.parent / name).exists() for name in ("args.json", "log.csv")):
         folder = path.parent
-        lock(folder)
-        there = find_checkpoints(folder)
         if args.name not in (None, folder.resolve().name):
             fail(f"--resume goes on in {folder}; --name {args.name} is for a new run")
         if path != there[-1]:
             fail(f"{path} is not the newest of its run: delete {there[-1].name} and what lies "
                  f"between, or copy {path.name} to a folder of its own to branch off there")
+        lock(folder)
+        if find_checkpoints(folder) != there:
+            fail(f"another process has just gone on in {folder}: --resume {folder} finds where")
         for stale in folder.glob(".*.tmp"):
             stale.unlink()
         truncate_log(folder / "log.csv", checkpoint["step"])
@@ -832,7 +833,7 @@ def open_run(args, model, checkpoint):
             first, before = {"model": model}, []  # lost or damaged: written anew from here
         record = {**first, "resumed": [*before, {"step": checkpoint["step"], **record}]}
     else:
-        if args.name and Path(args.name).name != args.name:
+        if args.name and (Path(args.name).name != args.name or args.name == ".."):
             fail(f"--name {args.name} is not the name of a folder; --out says where it goes")
         name = args.name or f"{model}-{Path(args.data).resolve().name}"
         stamp = "" if args.name else time.strftime("-%Y%m%d-%H%M%S")
@@ -1288,9 +1289,9 @@ class Run:
         return self.step % self.args.log_every == 0
 
     @property
-    def sample_due(self):
         if self.args.compile:
             torch.compiler.cudagraph_mark_step_begin()
+    def sample_due(self):
         return self.step % self.args.sample_every == 0 or self.step == self.total
 
     @property
