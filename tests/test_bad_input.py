@@ -1,0 +1,267 @@
+"""Bad input gets one line on stderr and exit code 2, and no file is made, changed or lost."""
+
+import os
+import shutil
+
+import pytest
+import torch
+from PIL import Image
+
+import nets
+import training
+
+LONG = "x" * 4000
+OFFLINE = {"https_proxy": "http://127.0.0.1:9", "http_proxy": "http://127.0.0.1:9"}
+SCRIPTS = {
+    "gan": ["train_gan.py", "--size", 8, "--z-dim", 4, "--epochs", 3],
+    "dcgan": ["train_dcgan.py", "--size", 8, "--features", 2, "--epochs", 3],
+    "vae": ["train_vae.py", "--size", 32, "--latent", 4, "--epochs", 3],
+    "fastgan": ["train_fastgan.py", "--size", 256, "--features", 2, "--reconstruction", "l1",
+                "--iters", 3],
+}
+EVERY_SCRIPT = [  # what all four answer alike
+    (["--data", "none"], "none is not a folder"),
+    (["--data", "empty"], "no images in empty"),
+    (["--data", "text.txt"], "text.txt is not a folder"),
+    (["--data", LONG], "File name too long"),
+    (["--batch-size", "nan"], "invalid int value: 'nan'"),
+    (["--batch-size", 0], "0 is not in [1, 65536)"),
+    (["--lr", "nan"], "nan is not in"),
+    (["--resume", "stranger.pth"], "is a stylegan checkpoint, not"),
+    (["--resume", "evil.pth"], "evil.pth is not a checkpoint"),
+    (["--device", "cuda"], "--device cpu works everywhere"),
+]
+TRAINING = [  # the harness, asked by the cheapest script
+    (["--data", ""], "no photo.png cannot be read"),
+    (["--data", "no photo.png"], "no photo.png is not a folder"),
+    (["--data", "unfinished"], "has no train/ folder"),
+    (["--data", "junk ü"], "0.png cannot be read"),
+    (["--data", "deep"], "over 8 bits a channel"),
+    (["--data", "ghost"], "script.png cannot be read"),
+    (["--data", "edited"], "is not what its manifest lists (train/other.png)"),
+    (["--data", "swapped"], "is not the photo that swapped/manifest.csv lists"),
+    (["--data", "quoted"], "manifest.csv"),
+    (["--data", "fewer"], "is not what its manifest lists"),
+    (["--size", 0], "0 is not in"),
+    (["--size", -8], "-8 is not in"),
+    (["--size", 10**9], "1000000000 is not in"),
+    (["--size", 2**16 - 1], "memory"),
+    (["--size", "8.5"], "invalid int value: '8.5'"),
+    (["--size", "eight"], "invalid int value: 'eight'"),
+    (["--batch-size", 1], "batch norm needs two images"),
+    (["--batch-size", 10**12], "is not in"),
+    (["--batch-size", -1], "-1 is not in"),
+    (["--limit", 0], "0 is not in"),
+    (["--epochs", -3], "-3 is not in"),
+    (["--epochs", "9" * 5000], "invalid int value"),
+    (["--z-dim", 0], "0 is not in"),
+    (["--z-dim", 10**9], "is not in"),
+    (["--lr", "inf"], "inf is not in"),
+    (["--lr", 0], "0 is not in"),
+    (["--lr", -0.1], "-0.1 is not in"),
+    (["--lr", "fast"], "invalid float value: 'fast'"),
+    (["--seed", -1], "-1 is not in"),
+    (["--seed", 2**63], "is not in"),
+    (["--fit", "round"], "invalid choice: 'round'"),
+    (["--precision", "fp8"], "invalid choice: 'fp8'"),
+    (["--device", "gpu"], "--device gpu"),
+    (["--device", "cuda:99"], "--device cuda:99"),
+    (["--device", "meta:x"], "--device meta:x"),
+    (["--keep", 0], "0 is not in"),
+    (["--ckpt-every", 0], "0 is not in"),
+    (["--sample-every", "never"], "invalid int value"),
+    (["--log-every", -1], "-1 is not in"),
+    (["--out", "text.txt"], "text.txt"),
+    (["--out", "text.txt/runs"], "text.txt"),
+    (["--out", LONG], "File name too long"),
+    (["--name", "a/b"], "--out says where"),
+    (["--name", ".."], "is not the name of a folder"),
+    (["--name", LONG], "File name too long"),
+    (["--name", "done", "--out", "runs"], "exists: --resume"),
+    (["--unknown", 1], "unrecognized arguments"),
+    (["--epoch", 3], "unrecognized arguments"),  # no abbreviations: they break with a new option
+    (["--resume"], "expected one argument"),
+    (["--resume", "none.pth"], "no checkpoint at none.pth"),
+    (["--resume", "empty"], "empty has no checkpoint"),
+    (["--resume", "latest", "--out", "none"], "no gan run with a checkpoint in none/"),
+    (["--resume", "latest", "--name", "none"], "no checkpoint at"),
+    (["--resume", LONG], "File name too long"),
+    (["--resume", "text.txt"], "text.txt is not a checkpoint"),
+    (["--resume", "pipe.pth"], "no checkpoint at pipe.pth"),
+    (["--resume", "published.pth"], "is a fastgan checkpoint, not gan"),
+    (["--resume", "newer.pth"], "has format 99; this version reads up to 1"),
+    (["--resume", "hollow.pth"], "hollow.pth"),
+    (["--resume", "negative.pth"], "negative.pth has no usable 'step'"),
+    (["--resume", "slip.pth"], "slip.pth: argument --batch-size: -4 is not in"),
+    (["--resume", "huge.pth"], "claims a network of z_dim 1000000000"),
+    (["--resume", "runs/done", "--size", 16, "--epochs", 9], "keeps its image_size: 8 in"),
+    (["--resume", "runs/done", "--z-dim", 9, "--epochs", 9], "keeps its z_dim: 4 in"),
+    (["--resume", "runs/done", "--data", "other", "--epochs", 9], "keeps its photos: drawn"),
+    (["--resume", "runs/done", "--limit", 3, "--epochs", 9], "keeps its photos"),
+    (["--resume", "runs/done", "--name", "new", "--epochs", 9], "is for a new run"),
+    (["--resume", "runs/done/ckpt_000001.pth", "--epochs", 9], "is not the newest of its run"),
+    (["--resume", "runs/done", "--epochs", 9, "--out", "text.txt", "--size", 9], "keeps its"),
+]
+ONE_SCRIPT = [  # what one model alone asks for
+    ("dcgan", ["--size", 300], "300"),
+    ("dcgan", ["--features", 0], "0 is not in"),
+    ("dcgan", ["--augment", "blur"], "invalid augmentation value: 'blur'"),
+    ("vae", ["--size", 300], "300"),
+    ("vae", ["--kl-weight", -1], "-1 is not in"),
+    ("vae", ["--kl-weight", "nan"], "nan is not in"),
+    ("vae", ["--lr-decay", 1e300], "is not in"),
+    ("vae", ["--latent", 0], "0 is not in"),
+    ("vae", ["--batch-size", 1], "needs two images"),
+    ("vae", ["--resume", "published.pth"], "is a fastgan checkpoint, not vae"),
+    ("fastgan", ["--size", 300], "256, 512 or 1024"),
+    ("fastgan", ["--reconstruction", "l2"], "invalid choice"),
+    ("fastgan", ["--reconstruction", "lpips"], "--reconstruction l1"),
+    ("fastgan", ["--resume", "published.pth", "--size", 512], "keeps its image_size: 256 in"),
+    ("fastgan", ["--resume", "fake.pth"], "fake.pth is not a FastGAN checkpoint"),
+]
+EVALUATION = [
+    (["--run", "none"], "--run none is not a folder"),
+    (["--run", "empty"], "empty has no checkpoint"),
+    (["--run", "runs/done", "--ckpt", 7], "no checkpoint of step 7; there are 1, 3"),
+    (["--run", LONG], "File name too long"),
+    (["--ckpt", "none.pth"], "no checkpoint at none.pth"),
+    (["--ckpt", "-5"], "no checkpoint at -5"),
+    (["--ckpt", "nan"], "no checkpoint at nan"),
+    (["--ckpt", "text.txt"], "text.txt is not a checkpoint"),
+    (["--ckpt", "evil.pth"], "evil.pth is not a checkpoint"),
+    (["--ckpt", "newer.pth"], "has format 99"),
+    (["--ckpt", "huge.pth"], "claims a network"),
+    (["--ckpt", "stranger.pth", "--data", "drawn"], "unknown model stylegan"),
+    (["--ckpt", "vae.pth", "--data", "none"], "none is not a folder"),
+    (["--samples", "none"], "none"),
+    (["--samples", "empty"], "holds 0 images"),
+    (["--samples", "single"], "holds 1 images"),
+    (["--samples", "junk ü"], "cannot be read"),
+    (["--samples", "drawn/train", "--data", "single"], "has no val/"),
+    (["--samples", "drawn/train", "--data", "edited"], "is not what its manifest lists"),
+    (["--samples", "drawn/train", "--data", "drawn", "--n", 1], "at least 2 images"),
+    (["--samples", "drawn/train", "--data", "drawn", "--n", 0], "0 is not in"),
+    (["--samples", "drawn/train", "--data", "drawn", "--show", 99], "the samples are 0 to 5"),
+    (["--samples", "drawn/train", "--data", "drawn", "--show", -1], "not in"),
+    (["--samples", "drawn/train", "--data", "drawn", "--size", -1], "not in"),
+    (["--samples", "drawn/train", "--data", "drawn", "--lpips-size", 8], "8 is not in [64"),
+    (["--samples", "drawn/train", "--data", "drawn", "--seed", "x"], "invalid int value"),
+    (["--samples", "drawn/train", "--data", "drawn", "--device", "cuda"], "--device cpu works"),
+    (["--samples", "drawn/train", "--data", "drawn", "--save-samples", "taken"], "is not empty"),
+    (["--samples", "drawn/train", "--data", "drawn", "--size", 8, "--weights", "pretrained"],
+     "is damaged: its SHA-256 begins with"),
+]
+PREPARATION = [
+    (["--demo", -1], "both sides need one"),
+    (["--demo", "2.5"], "invalid int value"),
+    (["--demo", 4, "--val-fraction", "nan"], "nan"),
+    (["--demo", 4, "--val-fraction", -0.5], "-0.5"),
+    (["--images", "none"], "no photos in none"),
+    (["--images", "text.txt"], "no photos in text.txt"),
+    (["--images", "single", "--out", "new"], "both sides need one"),
+    (["--images", LONG, "--out", "new"], "File name too long"),
+    (["--images", "drawn/train", "--out", "text.txt"], "text.txt"),
+    (["--images", "other/train", "--out", "drawn"], "lists another split"),
+    (["--archive", "pipe.pth"], "pipe.pth"),
+    (["--archive", "empty"], "empty"),
+    (["--download", "ftp://x/y.tar"], "is not an http(s) URL"),
+]
+CASES = [
+    *((model, arguments, says) for model in SCRIPTS for arguments, says in EVERY_SCRIPT),
+    *(("gan", arguments, says) for arguments, says in TRAINING), *ONE_SCRIPT,
+    *(("evaluate", arguments, says) for arguments, says in EVALUATION),
+    *(("prepare", arguments, says) for arguments, says in PREPARATION)]
+
+
+class Evil:
+    def __reduce__(self):
+        return os.mkdir, ("ran",)
+
+
+def checkpoint(path, model="gan", step=3, save=None, **more):
+    """A small checkpoint with a right checksum, whatever it says."""
+    generator = nets.GANGenerator(8, 4)
+    state = {"model": model, "config": {"image_size": 8, "z_dim": 4}, "step": step,
+             "args": {"data": "drawn", "size": 8, "z_dim": 4}, "sampler": generator.state_dict(),
+             "networks": {}, "optimizers": None, "data": None, **more}
+    folder = path.parent / "making"
+    folder.mkdir()
+    training.save_checkpoint(folder, state).rename(path)
+    folder.rmdir()
+
+
+@pytest.fixture(scope="module")
+def world(launch, bedrooms, tmp_path_factory):
+    """A folder with good things and bad ones."""
+    world = tmp_path_factory.mktemp("world")
+    for name in ("drawn", "edited", "swapped", "quoted", "fewer"):
+        shutil.copytree(bedrooms, world / name, ignore=shutil.ignore_patterns(".cache"))
+    photo = min((world / "drawn" / "train").iterdir())
+    manifest = (world / "drawn" / "manifest.csv").read_text()
+    (world / "edited" / "manifest.csv").write_text(manifest.replace(photo.name, "other.png"))
+    Image.new("RGB", (64, 64)).save(world / "swapped" / "train" / photo.name)
+    (world / "quoted" / "manifest.csv").write_text(manifest + '"' + "train/x.png,\n" * 20000)
+    (world / "fewer" / "train" / photo.name).unlink()
+    shutil.copytree(world / "drawn" / "val", world / "other" / "train")
+    (world / "unfinished" / "val").mkdir(parents=True)
+    shutil.copy(world / "drawn" / "manifest.csv", world / "unfinished")
+    for name in ("empty", "made", "junk ü", "deep", "ghost", "single"):
+        (world / name).mkdir()
+    (world / "junk ü" / "0.png").write_bytes(photo.read_bytes()[:200])
+    (world / "junk ü" / "1.png").write_text("not a photo")
+    (world / "taken" / "train" / "before").mkdir(parents=True)
+    Image.new("I;16", (64, 64)).save(world / "deep" / "a.png")
+    (world / "ghost" / "script.png").write_bytes(
+        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n")
+    shutil.copy(photo, world / "single")
+    (world / "text.txt").write_text("not a checkpoint")
+    (world / "no photo.png").write_text("")
+    os.mkfifo(world / "pipe.pth")
+
+    run = launch(*SCRIPTS["gan"], "--data", "drawn", "--ckpt-every", 1, "--name", "done",
+                 cwd=world)
+    assert run.wait() == 0, run.stderr
+    (world / "runs" / "done" / "ckpt_000002.pth").unlink()
+    checkpoint(world / "vae.pth", "vae")
+    checkpoint(world / "stranger.pth", "stylegan")
+    checkpoint(world / "slip.pth", args={"data": "drawn", "batch_size": -4})
+    checkpoint(world / "huge.pth", config={"image_size": 8, "z_dim": 10**9})
+    checkpoint(world / "negative.pth", step=-3)
+    torch.save({"format": 99, "model": "gan"}, world / "newer.pth")
+    torch.save({"format": 1, "model": "gan"}, world / "hollow.pth")
+    torch.save({"format": 1, "model": "gan", "x": Evil()}, world / "evil.pth")
+    torch.save({"g": {"a": torch.ones(2)}, "d": {}}, world / "fake.pth")
+    g, d = nets.FastGANGenerator(256, 16, 2), nets.FastGANDiscriminator(256, 2)
+    torch.save({"g": g.state_dict(), "d": d.state_dict()}, world / "published.pth")
+    hub = world / "hub" / "hub" / "checkpoints"
+    hub.mkdir(parents=True)
+    (hub / "alexnet-owt-7be5be79.pth").write_bytes(b"of something else")
+    return world
+
+
+def snapshot(world):
+    """Every file and folder, but for caches of photos that were good."""
+    return {path: path.read_bytes() if path.is_file() else None for path in world.rglob("*")
+            if ".cache" not in path.parts and not path.name.startswith(".output")}
+
+
+def test_there_are_many_cases():
+    assert len(CASES) >= 60
+
+
+@pytest.mark.parametrize("of", [*SCRIPTS, "evaluate", "prepare"])
+def test_bad_input(refused, world, of):
+    before = snapshot(world)
+    for name, arguments, says in CASES:
+        if name != of:
+            continue
+        command = {"evaluate": ["evaluate.py", "--weights", "random", "--out", "made"],
+                   "prepare": ["prepare_data.py"]}.get(name) or [*SCRIPTS[name], "--out", "made"]
+        if name in SCRIPTS and "--resume" in arguments:
+            command = [*command[:1], "--out", "runs"]
+        elif name in SCRIPTS and "--data" not in arguments:
+            command = [*command, "--data", "drawn"]
+        line = refused(*command, *arguments, cwd=world,
+                       env={"TORCH_HOME": str(world / "hub"), **OFFLINE})
+        assert says in line, (name, arguments, line)
+        assert snapshot(world) == before, (name, arguments)
