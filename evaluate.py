@@ -6,6 +6,8 @@
     python evaluate.py --ckpt runs/*/ckpt_*.pth          # several runs in one table
     python evaluate.py --samples DIR --data data/bedroom # images of any generator
     python evaluate.py --json - > numbers.json           # for shell loops
+    python evaluate.py --interpolate 3 7                 # from sample 3 to sample 7, no table
+    python evaluate.py --mix 0 1 2 3                     # FastGAN: layouts × styles, no table
 
 Writes metrics.json, metrics.csv, table.md, table.png, pca_real.png, for each column
 pca_<name>.png and neighbours_<cosine|lpips>_<name>.png, curve.png where a run has two columns or
@@ -563,6 +565,82 @@ def slug(name):
 
 
 # ---------------------------------------------------------------------------------------------
+# A look into latent space
+# ---------------------------------------------------------------------------------------------
+
+
+def between(a, b, steps):
+    """Latents (steps, z_dim) along the great circle from a to b, (z_dim,) each.
+
+    The straight line passes nearer to the origin than N(0, 1) latents ever are (White 2016,
+    arXiv 1609.04468).
+    """
+    t = torch.linspace(0, 1, steps)[:, None]
+    angle = torch.acos((a @ b / (a.norm() * b.norm())).clamp(-1, 1))
+    if angle < 1e-3:
+        return a + t * (b - a)
+    return (torch.sin((1 - t) * angle) * a + torch.sin(t * angle) * b) / torch.sin(angle)
+
+
+@torch.no_grad()
+def generated(generator, *latents):
+    """Images (n, 3, h, w) on the CPU of latents (n, z_dim), eight at a time."""
+    device = next(generator.parameters()).device
+    images = []
+    for parts in zip(*(z.split(8) for z in latents), strict=True):
+        batch = generator(*(part.to(device) for part in parts))
+        images.append((batch[0] if isinstance(batch, tuple) else batch).float().cpu())
+    return torch.cat(images)
+
+
+def interpolate(generator, ends, seed, path, frames=48):
+    """path.gif, from one sample to another and back, and path.png, eight stages of the way."""
+    images = generated(generator, between(*training.latents(seed, ends, generator.z_dim), frames))
+    stages = torch.linspace(0, frames - 1, 8).round().long()
+    training.save_grid(images[stages], path.with_name(f"{path.name}.png"))
+    pixels = training.to_uint8(images).permute(0, 2, 3, 1).numpy()
+    first, *others = [Image.fromarray(image) for image in [*pixels, *pixels[-2:0:-1]]]
+    with training.replacing(path.with_name(f"{path.name}.gif")) as file:
+        first.save(file, "GIF", save_all=True, append_images=others, duration=60, loop=0)
+
+
+def mix(generator, rows, seed, path):
+    """path.png: in each row the layout of one sample, in each column the style of another.
+
+    The samples themselves stand above and to the left.
+    """
+    z = training.latents(seed, rows, generator.z_dim)
+    n = len(z)
+    plain = generated(generator, z)
+    mixed = generated(generator, z.repeat_interleave(n, 0), z.repeat(n, 1))
+    cells = [torch.full_like(plain[0], -1), *plain]
+    for i in range(n):
+        cells += [plain[i], *mixed[i * n : (i + 1) * n]]
+    training.save_grid(torch.stack(cells), path.with_name(f"{path.name}.png"), n + 1)
+
+
+def explore(args, columns, device):
+    """The pictures of --interpolate and --mix, of each checkpoint."""
+    for column in columns:
+        if isinstance(column.source, list):
+            training.fail("--interpolate and --mix need checkpoints, not --samples")
+        if args.mix and column.source["model"] != "fastgan":
+            training.fail(f"--mix is for FastGAN; {column.source['path']} is of "
+                          f"{column.source['model']}")
+    out = Path(args.out or columns[0].home / "eval")
+    out.mkdir(parents=True, exist_ok=True)
+    for column in columns:
+        generator = load_generator(column.source, device)
+        if args.interpolate:
+            ends = "_".join(map(str, args.interpolate))
+            interpolate(generator, args.interpolate, args.seed,
+                        out / f"interpolate_{ends}_{slug(column.name)}")
+        if args.mix:
+            mix(generator, args.mix, args.seed, out / f"mix_{slug(column.name)}")
+    print(f"written to {out}/")
+
+
+# ---------------------------------------------------------------------------------------------
 # From photos to table
 # ---------------------------------------------------------------------------------------------
 
@@ -753,6 +831,9 @@ def main(args):
     device = training.choose_device(args.device)
     columns = unique_names([folder_column(folder, args.size) for folder in args.samples]
                            if args.samples else checkpoint_columns(args))
+    if args.interpolate or args.mix:
+        explore(args, columns, device)
+        return
     for folder in [Path(args.save_samples or "") / slug(column.name) for column in columns]:
         if args.save_samples and folder.exists() and any(folder.iterdir()):
             training.fail(f"--save-samples: {folder} is not empty")
@@ -823,12 +904,14 @@ if __name__ == "__main__":
     group.add_argument("--samples", nargs="+", metavar="DIR", help="folders of images instead")
     group.add_argument("--data", help="data folder (default: the checkpoint's, or data/bedroom)")
     group = parser.add_argument_group("how")
-    group.add_argument("--n", type=training.count, help="images a set (default: training photos)")
-    group.add_argument("--size", type=training.count, help="compare at this size (default: the "
-                       "smallest size among what is judged)")
+    group.add_argument("--n", type=training.count, metavar="N",
+                       help="images a set (default: training photos)")
+    group.add_argument("--size", type=training.count, metavar="N", help="compare at this size "
+                       "(default: the smallest size among what is judged)")
     group.add_argument("--fit", choices=["square", "crop"], help="photos are stretched to a "
                        "square or centre-cropped (default: as the checkpoints' photos were)")
-    group.add_argument("--seed", type=training.seed, default=0, help="of latents and subsets")
+    group.add_argument("--seed", type=training.seed, default=0, metavar="N",
+                       help="of latents and subsets")
     group.add_argument("--weights", choices=["pretrained", "random"], default="pretrained",
                        help="of the feature networks; random needs no download but gives numbers "
                        "comparable only with each other")
@@ -837,7 +920,7 @@ if __name__ == "__main__":
     group.add_argument("--lpips", choices=["alex", "vgg", "squeeze"], default="alex",
                        help="LPIPS network")
     group.add_argument("--lpips-size", type=training.number(int, 64), default=256,
-                       help="larger images are shrunk to it for LPIPS, pixels")
+                       metavar="N", help="larger images are shrunk to it for LPIPS, pixels")
     group.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
     group = parser.add_argument_group("what to write")
     group.add_argument("--out", help="folder (default: eval/ beside what is judged)")
@@ -847,5 +930,9 @@ if __name__ == "__main__":
     group.add_argument("--show-fit", action="store_true", help="a picture of the fit behind FID∞")
     group.add_argument("--study", action="store_true", help="add the study's published columns")
     group.add_argument("--save-samples", metavar="DIR", help="also write the samples as PNG files")
+    group.add_argument("--interpolate", type=training.seed, nargs=2, metavar=("A", "B"),
+                       help="instead: the way from sample A to sample B, animated and as a strip")
+    group.add_argument("--mix", type=training.seed, nargs="+", metavar="I", help="instead, for "
+                       "FastGAN: a grid of these samples' layouts and styles")
     with training.system_errors():
         main(parser.parse_args())

@@ -301,3 +301,33 @@ def test_bad_input(refused, run, bedrooms, tmp_path):
         line = refused("evaluate.py", *arguments, cwd=tmp_path, env=offline)
         assert words in line, line
     assert not (tmp_path / "out" / "metrics.json").exists()
+
+
+def test_interpolation_and_mixing(script, run, tmp_path):
+    """Ends are the samples themselves, the way keeps their length; a mix with itself is itself."""
+    out = tmp_path / "out"
+    done = script("evaluate.py", "--ckpt", run / "ckpt_000010.pth", "--interpolate", 2, 5, "--mix",
+                  4, 1, "--out", out)
+    assert done.returncode == 0, done.stderr
+    assert {path.name for path in out.iterdir()} == {
+        "interpolate_2_5_fastgan-10.png", "interpolate_2_5_fastgan-10.gif", "mix_fastgan-10.png"}
+    generator = evaluate.load_generator(training.read_checkpoint(run / "ckpt_000010.pth"),
+                                        torch.device("cpu"))
+    samples = torch.cat(list(evaluate.sample(generator, range(6), 0))).int()
+
+    def cells(name, rows, columns):
+        grid = torch.from_numpy(np.array(Image.open(out / name))).permute(2, 0, 1).int()
+        cut = grid.view(3, rows, 260, columns, 260).permute(1, 3, 0, 2, 4)[..., 2:-2, 2:-2]
+        return cut.flatten(0, 1)
+
+    strip = cells("interpolate_2_5_fastgan-10.png", 1, 8)
+    for cell, i in ((strip[0], 2), (strip[-1], 5)):
+        assert (cell - samples[i]).abs().max() <= 1
+    mixed = cells("mix_fastgan-10.png", 3, 3)
+    for cell, i in ((1, 4), (2, 1), (3, 4), (4, 4), (6, 1), (8, 1)):
+        assert (mixed[cell] - samples[i]).abs().max() <= 1
+    assert not torch.equal(mixed[5], mixed[4]) and not torch.equal(mixed[5], mixed[8])
+    with Image.open(out / "interpolate_2_5_fastgan-10.gif") as picture:
+        assert picture.size == (256, 256) and picture.n_frames > 40
+    way = evaluate.between(*torch.randn(2, 500), 9).norm(dim=1)
+    assert (way / way.mean() - 1).abs().max() < 0.1
