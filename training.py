@@ -33,7 +33,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageDraw, ImageOps
 from torch import distributed
 from torch.nn import functional as F
 from tqdm import tqdm
@@ -147,15 +147,24 @@ def peak_memory(device):
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
 
 
+class Help(argparse.ArgumentDefaultsHelpFormatter):
+    """One line a flag where it fits; no default where there is none to show."""
+
+    def __init__(self, prog):
+        super().__init__(prog, max_help_position=30, width=100)
+
+    def _get_help_string(self, action):
+        if action.default is None or action.default is False or "default" in action.help:
+            return action.help
+        return super()._get_help_string(action)
+
+
 class Parser(argparse.ArgumentParser):
     """An ArgumentParser that shows defaults and whose errors are one line."""
 
     def __init__(self, doc):
-        super().__init__(
-            description=doc.split("\n")[0],
-            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-            allow_abbrev=False,
-        )
+        super().__init__(description=doc.split("\n")[0], usage="%(prog)s [flags]",
+                         formatter_class=Help, allow_abbrev=False)
 
     origin = ""  # where the arguments come from if they were not typed
 
@@ -197,13 +206,15 @@ def add_common_arguments(parser, *, data, size, fit, batch_size, lr, every):
     """
     group = parser.add_argument_group("data and model")
     group.add_argument("--data", default=data, help="folder prepare_data.py wrote, or of photos")
-    group.add_argument("--limit", type=count, help="only the first LIMIT training photos")
-    group.add_argument("--size", type=width, default=size, help="image side, pixels")
+    group.add_argument("--limit", type=count, metavar="N", help="only the first N training photos")
+    group.add_argument("--size", type=width, default=size, metavar="N", help="image side, pixels")
     group.add_argument("--fit", choices=["square", "crop"], default=fit,
                        help="photos to squares: stretched, or the middle cut out")
-    group.add_argument("--batch-size", type=width, default=batch_size, help="images an update")
-    group.add_argument("--lr", type=positive, default=lr, help="Adam's learning rate")
-    group.add_argument("--seed", type=seed, default=0, help="of every random draw")
+    group.add_argument("--batch-size", type=width, default=batch_size, metavar="N",
+                       help="images an update")
+    group.add_argument("--lr", type=positive, default=lr, metavar="X",
+                       help="Adam's learning rate")
+    group.add_argument("--seed", type=seed, default=0, metavar="N", help="of every random draw")
     group.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
     group.add_argument("--precision", choices=["auto", *PRECISIONS], default="auto",
                        help="of the networks' passes; auto is bf16 where the device is fast at it; "
@@ -218,10 +229,11 @@ def add_common_arguments(parser, *, data, size, fit, batch_size, lr, every):
     group.add_argument("--out", default="runs", help="folder of run folders")
     group.add_argument("--name", help="of the run folder (default: <model>-<data>-<time>)")
     group.add_argument("--resume", metavar="PATH|latest", help="go on from a checkpoint")
-    group.add_argument("--ckpt-every", type=count, default=every[0], help="steps")
-    group.add_argument("--sample-every", type=count, default=every[1], help="steps")
-    group.add_argument("--log-every", type=count, default=every[2], help="steps")
-    group.add_argument("--keep", type=count, help="only the newest KEEP checkpoints (default: all)")
+    group.add_argument("--ckpt-every", type=count, default=every[0], metavar="N", help="steps")
+    group.add_argument("--sample-every", type=count, default=every[1], metavar="N", help="steps")
+    group.add_argument("--log-every", type=count, default=every[2], metavar="N", help="steps")
+    group.add_argument("--keep", type=count, metavar="N",
+                       help="only the newest N checkpoints (default: all)")
 
 
 def parse_arguments(parser, model, demo):
@@ -283,6 +295,9 @@ def start(args, checkpoint, demo, **config):
     args.device = str(device)
     limit_memory(device)
     meet(device)
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS wants it to be repeatable
+    torch.use_deterministic_algorithms(args.deterministic)
+    torch.backends.cudnn.benchmark = not args.deterministic
     numerics = Numerics(device, args.precision)
     args.precision = numerics.precision  # a resumed run keeps what `auto` became
     if args.demo and args.data == demo["data"]:
@@ -295,9 +310,6 @@ def start(args, checkpoint, demo, **config):
     return numerics
 
 
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS wants it to be repeatable
-    torch.use_deterministic_algorithms(args.deterministic)
-    torch.backends.cudnn.benchmark = not args.deterministic
 def choose_device(name):
     """The torch device that --device names, CUDA where there is one for `auto`."""
     if name == "auto":
@@ -398,6 +410,10 @@ class Numerics:
     def __init__(self, device, precision="auto"):
         self.device = device
         self.precision = fast_precision(device) if precision == "auto" else precision
+        if device.type == "cuda":
+            # Products rounded to TF32's 10 bits, sums in float32: convolutions in torch do it by
+            # default. Losses, spectral norms, averages and Adam have no matrix products.
+            torch.set_float32_matmul_precision("high")
         # float16 has few exponents: its losses are scaled up, and updates that overflow skipped.
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.precision == "fp16")
         self.skipped = torch.zeros((), dtype=torch.long, device=device)  # how many, so far
@@ -410,10 +426,6 @@ class Numerics:
         """Adds the gradients of a loss to its parameters'."""
         self.scaler.scale(loss).backward()
 
-        if device.type == "cuda":
-            # Products rounded to TF32's 10 bits, sums in float32: convolutions in torch do it by
-            # default. Losses, spectral norms, averages and Adam have no matrix products.
-            torch.set_float32_matmul_precision("high")
     def update(self, optimizer):
         """One step along the gradients (their mean over all processes), which are then gone."""
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
@@ -425,6 +437,14 @@ class Numerics:
         if self.scaler.is_enabled():  # a lower scale says it, on the device: nothing waits for it
             self.skipped += self.scaler.scale(one) < before
         optimizer.zero_grad(set_to_none=True)
+
+
+def compile_passes(network, device):
+    """Compiles a network's passes in training; its state, copies and gradients stay as they are.
+
+    On a GPU "reduce-overhead" records each pass as one CUDA graph.
+    """
+    network.compile(dynamic=False, mode="reduce-overhead" if device.type == "cuda" else "default")
 
 
 # ---------------------------------------------------------------------------------------------
@@ -439,14 +459,6 @@ def make_demo_data(folder):
         command = [sys.executable, script, "--demo", "64", "--out", folder]
         if subprocess.run(command).returncode:
             fail(f"the demo scenes could not be drawn into {folder}")
-def compile_passes(network, device):
-    """Compiles a network's passes in training; its state, copies and gradients stay as they are.
-
-    On a GPU "reduce-overhead" records each pass as one CUDA graph.
-    """
-    network.compile(dynamic=False, mode="reduce-overhead" if device.type == "cuda" else "default")
-
-
 
 
 def image_files(folder):
@@ -732,14 +744,20 @@ def to_uint8(images):
     return ((images.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
 
 
-def save_grid(images, path, columns=8):
-    """A PNG of images (n, 3, h, w) in [-1, 1], row by row, a black line around each."""
+def save_grid(images, path, columns=8, caption=""):
+    """A PNG of images (n, 3, h, w) in [-1, 1], row by row, a black line around each.
+
+    The caption, if there is one, stands below them.
+    """
     images = F.pad(to_uint8(images.cpu()), (2, 2, 2, 2))
     blank = -len(images) % columns
     images = torch.cat([images, images.new_zeros(blank, *images.shape[1:])])
     rows = [torch.cat(list(row), dim=2) for row in images.split(columns)]
+    grid = F.pad(torch.cat(rows, dim=1), (0, 0, 0, 14 if caption else 0))
+    picture = Image.fromarray(grid.permute(1, 2, 0).contiguous().numpy())
+    ImageDraw.Draw(picture).text((3, grid.shape[1] - 13), caption, "white")
     with replacing(path) as file:
-        Image.fromarray(torch.cat(rows, dim=1).permute(1, 2, 0).numpy()).save(file, format="PNG")
+        picture.save(file, format="PNG")
 
 
 # ---------------------------------------------------------------------------------------------
@@ -1277,6 +1295,8 @@ class Run:
         """Counts an iteration and its losses, a tensor (len(names),)."""
         self.losses.append(losses)
         self.iteration += 1
+        if self.args.compile:
+            torch.compiler.cudagraph_mark_step_begin()
         if self.iteration == 2 and getattr(self.args, "trial", False):
             raise Fits
 
@@ -1289,8 +1309,6 @@ class Run:
         return self.step % self.args.log_every == 0
 
     @property
-        if self.args.compile:
-            torch.compiler.cudagraph_mark_step_begin()
     def sample_due(self):
         return self.step % self.args.sample_every == 0 or self.step == self.total
 
@@ -1332,7 +1350,9 @@ class Run:
             if kind == "samples" and (pixels.amax(0) - pixels.amin(0)).max() <= 1:
                 print(f"warning: all samples of step {self.step} are equal to within 1/255: "
                       "collapsed, or hardly trained", file=sys.stderr)
-            save_grid(images, self.folder / f"{kind}_{self.step:06d}.png", columns)
+            caption = (f"{self.model} on {Path(self.args.data).resolve().name}, seed "
+                       f"{self.args.seed}, step {self.step}")
+            save_grid(images, self.folder / f"{kind}_{self.step:06d}.png", columns, caption)
             plot_losses(self.folder)
 
     def save(self, sampler):

@@ -267,7 +267,8 @@ def test_script(script, bedrooms, tmp_path, model):
         assert saved["optimizers"]["vae"]["param_groups"][0]["lr"] == 3e-4 * 0.25
         check_validation(saved, rows[-1], bedrooms)
         grid = np.asarray(Image.open(run / "reconstructions_000003.png"))
-        assert grid.shape == (4 * 36, 8 * 36, 3)  # photos and decoded, of train and validation
+        # Photos and decoded, of train and validation, and a caption.
+        assert grid.shape == (4 * 36 + 14, 8 * 36, 3) and grid[4 * 36 :].max() == 255
 
     # A plain folder of photos does as well, without a validation side.
     done = script(f"train_{model}.py", *SCRIPTS[model], "--data", bedrooms / "train", "--epochs", 1,
