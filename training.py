@@ -791,12 +791,17 @@ def replacing(path):
 
 @contextlib.contextmanager
 def naming(path):
-    """Lets an OSError, which names no file when a write fails, name this one."""
+    """Lets an OSError, which names no file when a write fails, name this one.
+
+    torch.save answers a full disk with a RuntimeError on top of it.
+    """
     try:
         yield
-    except OSError as error:
-        error.filename = str(path)
-        raise
+    except (OSError, RuntimeError) as error:
+        cause = error if isinstance(error, OSError) else error.__context__
+        if not isinstance(cause, OSError):
+            raise
+        raise OSError(cause.errno, cause.strerror or str(cause), str(path)) from error
 
 
 def running(pid):
