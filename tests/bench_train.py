@@ -1,65 +1,336 @@
-"""Seconds an iteration of FastGAN: our step beside the published one, same process, same batch.
+"""Training speed: each step towards ours beside the published way, same process, taking turns.
 
-    python tests/bench_train.py                       # 256×256, 64 features, 8 images
-    python tests/bench_train.py --size 1024 --batch-size 2 --steps 1
+    python tests/bench_train.py                                # FastGAN, 256×256, batch 8
+    python tests/bench_train.py --size 1024 --steps 5 --compile
+    python tests/bench_train.py --model dcgan                  # or vae, gan: the plain way and ours
+    python tests/bench_train.py --epochs --model vae           # with the photos: epochs a minute
 
-Both in float32 on the CPU with the L1 reconstruction loss, taking turns; the median of each.
+On a CPU OMP_NUM_THREADS=1 gives the steadiest numbers. Photos and VGG are random (its speed is that
+of the pretrained one); medians over --steps. TFLOP are counted in convolutions and matrix products,
+GB as if every operation read its inputs and wrote its results once, which caches and fusion spare.
+Peak memory holds two sets of Adam's state.
 """
 
 import argparse
-import resource
+import contextlib
+import itertools
+import platform
 import statistics
 import sys
 import time
 from pathlib import Path
 
 import torch
+from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from published import published_l1, published_step
+import published
 
+import metrics
 import nets
+import train_dcgan
 import train_fastgan
+import train_gan
+import train_vae
+import training
+
+POLICY = ["color", "translation"]
+STUDY = {"fastgan": (256, 8), "gan": (28, 128), "dcgan": (64, 128), "vae": (256, 8)}
+
+
+# ---------------------------------------------------------------------------------------------
+# Measuring
+# ---------------------------------------------------------------------------------------------
+
+
+class Traffic(TorchDispatchMode):
+    """Bytes of all operations' inputs and results; views move nothing."""
+
+    moved = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        if not function.is_view:
+            tensors = tree_leaves((args, kwargs, result))
+            self.moved += sum(t.nbytes for t in tensors if isinstance(t, torch.Tensor))
+        return result
+
+
+def wait(device):
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def seconds(function, device):
+    """Of the clock; with one CPU thread of that thread, so that other programs don't count."""
+    alone = device.type == "cpu" and torch.get_num_threads() == 1
+    clock = time.process_time if alone else time.perf_counter
+    wait(device)
+    start = clock()
+    function()
+    wait(device)
+    return clock() - start
+
+
+def machine_peaks(device):
+    """({precision: FLOP/s of a large matrix product}, bytes/s of a copy), the best of five."""
+    n = 8192 if device.type == "cuda" else 1536
+    flops = {}
+    for name in ("fp32", "bf16"):
+        x = torch.randn(n, n, device=device, dtype=training.PRECISIONS[name])
+        flops[name] = 2 * n**3 / min(seconds(lambda x=x: x @ x, device) for _ in range(5))
+    x = torch.empty(2**28 if device.type == "cuda" else 2**26, device=device)
+    y = torch.empty_like(x)
+    copy = min(seconds(lambda: y.copy_(x), device) for _ in range(5))
+    return flops, 2 * x.nbytes / copy
+
+
+class Peak:
+    """Of memory, in GiB, since it was made: torch's on a GPU, the process's on Linux, else 0."""
+
+    def __init__(self, device):
+        self.device = device
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+        with contextlib.suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5")
+
+    def read(self):
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device) / 2**30
+        with contextlib.suppress(OSError):
+            status = Path("/proc/self/status").read_text()
+            return int(status.split("VmHWM:")[1].split()[0]) / 2**20
+        return 0.0
+
+
+@contextlib.contextmanager
+def replaced(owner, name, value):
+    before = getattr(owner, name)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        setattr(owner, name, before)
+
+
+# ---------------------------------------------------------------------------------------------
+# The steps: [(what is new, precision, function)]
+# ---------------------------------------------------------------------------------------------
+
+
+def fastgan_steps(args, device):
+    networks = {"generator": nets.FastGANGenerator(args.size, 256, args.features).to(device),
+                "discriminator": nets.FastGANDiscriminator(args.size, args.features).to(device)}
+    adams = {fused: {name: torch.optim.Adam(net.parameters(), 2e-4, (0.5, 0.999), fused=fused)
+                     for name, net in networks.items()} for fused in (None, True)}
+    average = [p.detach().clone() for p in networks["generator"].parameters()]
+    real = torch.rand(args.batch_size, 3, args.size, args.size, device=device) * 2 - 1
+    fp32 = training.Numerics(device, "fp32")
+    fast = training.Numerics(device, args.precision)
+    with replaced(metrics, "lpips_network", lambda net, device, build=metrics.lpips_network:
+                  build(net, "random", device)):
+        distance, fast_distance = (train_fastgan.perceptual_distance(args.reconstruction, numerics)
+                                   for numerics in (fp32, fast))
+
+    def pairs(x, y):
+        return sum(map(distance, x.chunk(3), y.chunk(3)))
+
+    def published_way():
+        published.published_step(*networks.values(), *adams[None].values(), average, 0.999, real,
+                                 distance)
+
+    def ours(numerics, fused, distance, layout, compiled=False):
+        for network in networks.values():
+            if compiled and not network._compiled_call_impl:
+                training.compile_passes(network, device)
+            elif not compiled:
+                for module in network.modules():
+                    module._compiled_call_impl = None
+        with contextlib.ExitStack() as stack:
+            if not layout:
+                stack.enter_context(replaced(nets, "channels_last", lambda x: x))
+                stack.enter_context(replaced(nets.GLU, "forward", lambda _, x: F.glu(x, 1)))
+            train_fastgan.train_step(networks, adams[fused], numerics, average, 0.999, real,
+                                     POLICY, distance)
+
+    rows = [("published way", "fp32", published_way),
+            ("D frozen in G's step, EMA in one", "fp32", lambda: ours(fp32, None, pairs, False)),
+            ("+ perceptual passes batched", "fp32", lambda: ours(fp32, None, distance, False)),
+            ("+ fused Adam", "fp32", lambda: ours(fp32, True, distance, False)),
+            (f"+ networks in {fast.precision}", fast.precision,
+             lambda: ours(fast, True, distance, False)),
+            (f"+ perceptual network in {fast.precision}", fast.precision,
+             lambda: ours(fast, True, fast_distance, False)),
+            ("+ channels-last: ours", fast.precision,
+             lambda: ours(fast, True, fast_distance, True))]
+    if args.compile:
+        rows.append(("+ --compile", fast.precision,
+                     lambda: ours(fast, True, fast_distance, True, True)))
+    return rows
+
+
+def other_steps(args, device):
+    """The plain tutorial's step, ours in float32, and ours."""
+    torch.manual_seed(0)
+    if args.model == "vae":
+        networks = {"vae": nets.VAE(args.size, 512).to(device)}
+    elif args.model == "gan":
+        networks = {"generator": nets.GANGenerator(args.size).to(device),
+                    "discriminator": nets.GANDiscriminator(args.size).to(device)}
+    else:
+        networks = {"generator": nets.DCGANGenerator(args.size, features=args.features).to(device),
+                    "discriminator": nets.DCGANDiscriminator(args.size, args.features).to(device)}
+    adams = {fused: {name: torch.optim.Adam(net.parameters(), 2e-4, (0.5, 0.999), fused=fused)
+                     for name, net in networks.items()} for fused in (None, True)}
+    photos = torch.rand(args.batch_size, 3, args.size, args.size, device=device) * 2 - 1
+
+    def plain(real=photos):
+        if args.model == "vae":
+            published.plain_vae_step(*networks.values(), *adams[None].values(), real, 0.00025)
+        else:
+            published.plain_gan_step(*networks.values(), *adams[None].values(), real)
+
+    def ours(numerics, real=photos):
+        if args.model == "vae":
+            train_vae.train_step(networks["vae"], adams[True]["vae"], numerics, real, 0.00025)
+        elif args.model == "gan":
+            train_gan.train_step(networks, adams[True], numerics, real)
+        else:
+            train_dcgan.train_step(networks, adams[True], numerics, real, [])
+
+    fp32 = training.Numerics(device, "fp32")
+    fast = training.Numerics(device, args.precision)
+    return [("plain way", "fp32", plain),
+            ("ours, float32", "fp32", lambda real=photos: ours(fp32, real)),
+            (f"ours, {fast.precision}", fast.precision, lambda real=photos: ours(fast, real))]
+
+
+def step_table(args, device):
+    flops, bandwidth = machine_peaks(device)
+    print("measured peaks: " + ", ".join(f"{name} {value / 1e12:.2f} TFLOP/s"
+                                         for name, value in flops.items())
+          + f", {bandwidth / 1e9:.0f} GB/s")
+    rows = (fastgan_steps if args.model == "fastgan" else other_steps)(args, device)
+    count, moved, times, peaks = {}, {}, {name: [] for name, *_ in rows}, {}
+    for name, _, step in rows:
+        if "compile" in name:  # the same work as the row before, which can be counted
+            step()
+            peak = Peak(device)
+            step()
+        else:
+            peak = Peak(device)
+            with FlopCounterMode(display=False) as flop_counter, Traffic() as traffic:
+                step()
+        count[name], moved[name] = flop_counter.get_total_flops(), traffic.moved
+        peaks[name] = peak.read()
+    for _, (name, _, step) in itertools.product(range(args.steps), rows):
+        times[name].append(seconds(step, device))
+    print("| step | it/s | images/s | ratio | TFLOP/s | of peak | GB | of bandwidth | peak GiB |\n"
+          "| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
+    first = statistics.median(times[rows[0][0]])
+    for name, precision, _ in rows:
+        t = statistics.median(times[name])
+        print(f"| {name} | {1 / t:.3g} | {args.batch_size / t:.3g} | {first / t:.2f} | "
+              f"{count[name] / t / 1e12:.3g} | {count[name] / t / flops[precision]:.0%} | "
+              f"{moved[name] / 1e9:.3g} | {moved[name] / t / bandwidth:.0%} | "
+              f"{peaks[name]:.1f} |", flush=True)
+    print("seconds a step, fastest to slowest: " + "; ".join(
+        f"{min(times[name]):.2f} to {max(times[name]):.2f}" for name, *_ in rows))
+
+
+# ---------------------------------------------------------------------------------------------
+# With the photos
+# ---------------------------------------------------------------------------------------------
+
+
+class Photos(torch.utils.data.Dataset):
+    """As the tutorials read them: decoded and resized whenever they are asked for."""
+
+    def __init__(self, files, size, fit):
+        from torchvision import transforms
+
+        resize = ([transforms.Resize(size), transforms.CenterCrop(size)] if fit == "crop"
+                  else [transforms.Resize((size, size))])
+        self.files = files
+        self.transform = transforms.Compose([*resize, transforms.ToTensor(),
+                                             transforms.Normalize([0.5] * 3, [0.5] * 3)])
+
+    def __len__(self):
+        return len(self.files)
+
+    def __getitem__(self, i):
+        from PIL import Image
+
+        return self.transform(Image.open(self.files[i]).convert("RGB"))
+
+
+def epoch_table(args, device):
+    """Our epoch, photos in memory, beside a DataLoader with two workers and the plain step."""
+    fit = "crop" if args.model == "dcgan" else "square"
+    files = training.split_files(args.data, "train")[: args.limit]
+    start = time.perf_counter()
+    images = torch.from_numpy(training.decode_all(files, args.size, fit)).to(device)
+    cached = time.perf_counter() - start
+    loader = torch.utils.data.DataLoader(Photos(files, args.size, fit), args.batch_size,
+                                         shuffle=True, num_workers=2, drop_last=True)
+    (_, _, plain), _, (name, _, ours) = other_steps(args, device)
+
+    def alone():
+        for batch in loader:
+            batch.to(device)
+
+    def tutorial():
+        for batch in loader:
+            plain(batch.to(device))
+
+    def epoch():
+        for indices in training.epoch_batches(len(files), args.batch_size, 0, 0):
+            ours(training.take_batch(images, indices, device))
+
+    rows = {"loader alone": alone, "loader and plain step": tutorial, f"{name}, in memory": epoch}
+    ours(training.take_batch(images, torch.arange(args.batch_size) % len(files), device))
+    times = {name: [] for name in rows}
+    for _, (name, run) in itertools.product(range(args.steps), rows.items()):
+        start = time.perf_counter()  # the workers are other processes
+        run()
+        wait(device)
+        times[name].append(time.perf_counter() - start)
+    print(f"{args.model}, {len(files)} photos of {args.data}, decoded once in {cached:.1f} s\n"
+          "| epoch | seconds | epochs a minute | ratio |\n| --- | --- | --- | --- |")
+    median = {name: statistics.median(values) for name, values in times.items()}
+    for name, t in median.items():
+        print(f"| {name} | {t:.2f} | {60 / t:.3g} | {median['loader and plain step'] / t:.2f} |")
 
 
 def main(args):
     torch.manual_seed(0)
-    real = torch.rand(args.batch_size, 3, args.size, args.size) * 2 - 1
-    distance = train_fastgan.perceptual_distance("l1", real.device)
-    networks = {"generator": nets.FastGANGenerator(args.size, 256, args.features),
-                "discriminator": nets.FastGANDiscriminator(args.size, args.features)}
-    adams = {name: torch.optim.Adam(network.parameters(), 2e-4, (0.5, 0.999))
-             for name, network in networks.items()}
-    average = [p.detach().clone() for p in networks["generator"].parameters()]
-
-    def published():
-        published_step(*networks.values(), *adams.values(), average, 0.999, real, published_l1)
-
-    def ours():
-        train_fastgan.train_step(networks, adams, average, 0.999, real, ["color", "translation"],
-                                 distance)
-
-    seconds = {published: [], ours: []}
-    for step in range(1 + args.steps):
-        for function, times in seconds.items():
-            start = time.perf_counter()
-            function()
-            if step:  # the first one allocates
-                times.append(time.perf_counter() - start)
-    median = {function: statistics.median(times) for function, times in seconds.items()}
-    print(f"{args.size}×{args.size}, {args.features} features, {args.batch_size} images, "
-          f"{torch.get_num_threads()} threads, torch {torch.__version__}")
-    print("step        s/iteration  ratio")
-    for function, value in median.items():
-        print(f"{function.__name__:<10}  {value:11.2f}  {median[published] / value:5.2f}")
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    print(f"peak memory of both: {peak:.1f} GiB")
+    device = training.choose_device(args.device)
+    size, batch_size = STUDY[args.model]
+    args.size, args.batch_size = args.size or size, args.batch_size or batch_size
+    cpu = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line]
+    name = (torch.cuda.get_device_name(device) if device.type == "cuda"
+            else cpu[0].split(": ")[1] if cpu else platform.processor())
+    print(f"{name}, {torch.get_num_threads()} threads, torch {torch.__version__}; {args.model} at "
+          f"{args.size}×{args.size}, batch {args.batch_size}")
+    (epoch_table if args.epochs else step_table)(args, device)
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--size", type=int, default=256)
+    parser.add_argument("--model", choices=STUDY, default="fastgan")
+    parser.add_argument("--size", type=int, help="(default: the study's; FastGAN 256)")
+    parser.add_argument("--batch-size", type=int, help="(default: the study's)")
     parser.add_argument("--features", type=int, default=64)
-    parser.add_argument("--batch-size", type=int, default=8)
-    parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=5, help="or epochs, with --epochs")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--precision", default="auto")
+    parser.add_argument("--reconstruction", choices=["lpips", "l1"], default="lpips")
+    parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--epochs", action="store_true", help="with the photos of --data")
+    parser.add_argument("--data", default="data/bedroom")
+    parser.add_argument("--limit", type=int, help="only so many photos")
     main(parser.parse_args())

@@ -1,4 +1,4 @@
-"""FastGAN's step as the published code does it: the reference of a test and of a benchmark.
+"""Steps as published code does them: references of tests and of a benchmark. FastGAN first:
 
 float32, nothing spared: D's gradients flow in G's step too and are thrown away, the average is
 kept tensor by tensor, and shrinking, quadrants and losses are spelled out.
@@ -16,7 +16,8 @@ def published_l1(x, y):
 def published_step(g, d, adam_g, adam_d, average, decay, real, distance):
     """One iteration on photos in [-1, 1]; changes the networks and `average` (a list)."""
     policy = ["color", "translation"]
-    z, part = torch.randn(len(real), g.z_dim), int(torch.randint(4, ()))
+    z = torch.randn(len(real), g.z_dim, device=real.device)
+    part = int(torch.randint(4, (), device=real.device))
     real = training.diff_augment(real, policy)
     big, small = g(z)
     big, small = training.diff_augment(big, policy), training.diff_augment(small, policy)
@@ -30,10 +31,10 @@ def published_step(g, d, adam_g, adam_d, average, decay, real, distance):
     logits, maps = d(real, shrunk)
     whole, whole_small, quarter = d.reconstruct(maps, part)
     loss = distance(whole, shrunk) + distance(whole_small, shrunk) + distance(quarter, crop)
-    margin = 0.8 + 0.2 * torch.rand(logits.shape)
+    margin = 0.8 + 0.2 * torch.rand(logits.shape, device=real.device)
     (loss + (margin - logits).clamp(min=0).mean()).backward()
     logits, _ = d(big.detach(), small.detach())
-    margin = 0.8 + 0.2 * torch.rand(logits.shape)
+    margin = 0.8 + 0.2 * torch.rand(logits.shape, device=real.device)
     (margin + logits).clamp(min=0).mean().backward()
     adam_d.step()
 
@@ -42,3 +43,26 @@ def published_step(g, d, adam_g, adam_d, average, decay, real, distance):
     adam_g.step()
     for a, p in zip(average, g.parameters(), strict=True):
         a.mul_(decay).add_((1 - decay) * p.data)
+
+
+def plain_gan_step(g, d, adam_g, adam_d, real):
+    """The step of a GAN and of a DCGAN as PyTorch's DCGAN tutorial does it."""
+    n, device = len(real), real.device
+    loss, ones = torch.nn.BCEWithLogitsLoss(), torch.ones(n, device=device)
+    d.zero_grad()
+    loss(d(real), ones).backward()
+    fake = g(torch.randn(n, g.z_dim, device=device))
+    loss(d(fake.detach()), torch.zeros(n, device=device)).backward()
+    adam_d.step()
+    g.zero_grad()
+    loss(d(fake), ones).backward()
+    adam_g.step()
+
+
+def plain_vae_step(vae, adam, real, kl_weight):
+    """The step of a VAE as its tutorials do it."""
+    adam.zero_grad()
+    reconstructed, mean, log_variance = vae(real)
+    kl = -0.5 * (1 + log_variance - mean**2 - log_variance.exp()).sum(1).mean()
+    (torch.nn.functional.mse_loss(reconstructed, real) + kl_weight * kl).backward()
+    adam.step()
