@@ -10,6 +10,7 @@ import copy
 import csv
 import fcntl
 import functools
+import gc
 import glob
 import hashlib
 import io
@@ -956,6 +957,7 @@ def plot_losses(folder):
     with replacing(folder / "losses.png") as file:
         figure.savefig(file, format="png", dpi=100)
     plt.close(figure)
+    gc.collect()  # a figure is a knot of cycles, a megabyte that may lie there for long
 
 
 def resumed_steps(folder):
