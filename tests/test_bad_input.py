@@ -235,7 +235,8 @@ def world(launch, bedrooms, tmp_path_factory):
     torch.save({"g": g.state_dict(), "d": d.state_dict()}, world / "published.pth")
     hub = world / "hub" / "hub" / "checkpoints"
     hub.mkdir(parents=True)
-    (hub / "alexnet-owt-7be5be79.pth").write_bytes(b"of something else")
+    for name in ("pt_inception-2015-12-05-6726825d", "resnet50-0676ba61", "alexnet-owt-7be5be79"):
+        (hub / f"{name}.pth").write_bytes(b"of something else")
     return world
 
 
