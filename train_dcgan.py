@@ -56,10 +56,12 @@ def main(args, checkpoint):
     numerics = training.start(args, checkpoint, DEMO, **config)
     device = numerics.device
     try:
-        networks = {"generator": DCGANGenerator(**config).to(device),
-                    "discriminator": DCGANDiscriminator(args.size, args.features).to(device)}
+        networks = {"generator": DCGANGenerator(**config),
+                    "discriminator": DCGANDiscriminator(args.size, args.features)}
     except ValueError as error:
         training.fail(f"--size {args.size}: {error}")
+    for network in networks.values():
+        network.to(device, memory_format=numerics.layout)
     optimizers = {name: torch.optim.Adam(network.parameters(), args.lr, (0.5, 0.999), fused=True)
                   for name, network in networks.items()}
     images, fingerprint = training.load_photos(args)

@@ -77,7 +77,7 @@ def main(args, checkpoint):
     numerics = training.start(args, checkpoint, DEMO, **config)
     device = numerics.device
     try:
-        vae = VAE(**config).to(device)
+        vae = VAE(**config).to(device, memory_format=numerics.layout)
     except ValueError as error:
         training.fail(f"--size {args.size}: {error}")
     optimizer = torch.optim.Adam(vae.parameters(), args.lr, fused=True)

@@ -415,6 +415,8 @@ class Numerics:
             # Products rounded to TF32's 10 bits, sums in float32: convolutions in torch do it by
             # default. Losses, spectral norms, averages and Adam have no matrix products.
             torch.set_float32_matmul_precision("high")
+        # Convolutions are fast in channels-last; in float32 a CPU's batch norm sums badly in it.
+        self.layout = torch.contiguous_format if self.precision == "fp32" else torch.channels_last
         # float16 has few exponents: its losses are scaled up, and updates that overflow skipped.
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.precision == "fp16")
         self.skipped = torch.zeros((), dtype=torch.long, device=device)  # how many, so far
@@ -1190,6 +1192,17 @@ def load_weights(module, state, path, **options):
         fail(f"{path}: of another network or optimiser ({str(error).splitlines()[-1].strip()})")
 
 
+def match_layout(optimizer):
+    """Lays an optimiser's state out in memory as its parameters are.
+
+    Fused Adam pairs them by their place in memory, without a check.
+    """
+    for parameter, state in optimizer.state.items():
+        for name, value in state.items():
+            if value.shape == parameter.shape:
+                state[name] = torch.empty_like(parameter).copy_(value)
+
+
 # ---------------------------------------------------------------------------------------------
 # A run: what has to go on exactly after a stop
 # ---------------------------------------------------------------------------------------------
@@ -1244,6 +1257,7 @@ class Run:
         if saved["optimizers"]:
             for name, optimizer in self.optimizers.items():
                 load_weights(optimizer, saved["optimizers"][name], path)
+                match_layout(optimizer)
                 for group in optimizer.param_groups:
                     group["lr"] = self.args.lr
         else:

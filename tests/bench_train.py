@@ -186,15 +186,22 @@ def other_steps(args, device):
                     "discriminator": nets.DCGANDiscriminator(args.size, args.features).to(device)}
     adams = {fused: {name: torch.optim.Adam(net.parameters(), 2e-4, (0.5, 0.999), fused=fused)
                      for name, net in networks.items()} for fused in (None, True)}
+
+    def laid_out(layout):
+        for network in networks.values():
+            network.to(memory_format=layout)
+
     photos = torch.rand(args.batch_size, 3, args.size, args.size, device=device) * 2 - 1
 
     def plain(real=photos):
+        laid_out(torch.contiguous_format)
         if args.model == "vae":
             published.plain_vae_step(*networks.values(), *adams[None].values(), real, 0.00025)
         else:
             published.plain_gan_step(*networks.values(), *adams[None].values(), real)
 
     def ours(numerics, real=photos):
+        laid_out(numerics.layout)
         if args.model == "vae":
             train_vae.train_step(networks["vae"], adams[True]["vae"], numerics, real, 0.00025)
         elif args.model == "gan":

@@ -68,3 +68,19 @@ def test_compiled_steps_on_a_gpu_are_the_eager_ones():
             torch.compiler.cudagraph_mark_step_begin()
         results.append(torch.stack(losses))
     torch.testing.assert_close(*results, atol=1e-2, rtol=1e-2)  # products are TF32
+
+
+def test_fused_adam_goes_on_in_another_layout():
+    """As when a run in bf16 is resumed in float32."""
+    results = []
+    for layout in (torch.contiguous_format, torch.channels_last):
+        torch.manual_seed(0)
+        weight = torch.nn.Parameter(torch.randn(4, 3, 2, 2))
+        adam = torch.optim.Adam([weight], 0.1, fused=True)
+        for _ in range(2):
+            weight.grad = torch.empty_like(weight).copy_(torch.randn(4, 3, 2, 2))
+            adam.step()
+            weight.data = weight.data.contiguous(memory_format=layout)
+            training.match_layout(adam)
+        results.append(weight.detach())
+    assert torch.equal(*results)
