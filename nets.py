@@ -246,7 +246,8 @@ class SpectralConv2d(nn.Module):
                     u = F.normalize(matrix @ v, dim=0, eps=1e-12)
                     self.weight_u.copy_(u)
                     self.weight_v.copy_(v)
-            return self.weight_orig / torch.dot(u, matrix @ v)
+            # A product: the gradients of a quotient take twice as many passes over the weight.
+            return self.weight_orig * (1 / torch.dot(u, matrix @ v))
 
     def forward(self, x):
         return F.conv2d(x, self.weight(), None, self.stride, self.padding)

@@ -283,7 +283,7 @@ def epoch_table(args, device):
     images = torch.from_numpy(training.decode_all(files, args.size, fit)).to(device)
     cached = time.perf_counter() - start
     loader = torch.utils.data.DataLoader(Photos(files, args.size, fit), args.batch_size,
-                                         shuffle=True, num_workers=2, drop_last=True)
+                                         shuffle=True, num_workers=2)
     (_, _, plain), _, (name, _, ours) = other_steps(args, device)
 
     def alone():
