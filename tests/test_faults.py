@@ -503,7 +503,8 @@ def test_skipped_updates_are_in_the_log_and_go_on_after_a_stop(launch, data, tmp
 
 def test_a_collapsed_run_says_so(tmp_path, capfd):
     run = training.Run.__new__(training.Run)
-    run.folder, run.step = tmp_path, 7
+    run.folder, run.step, run.model = tmp_path, 7, "gan"
+    run.args = Namespace(data="data/drawn", seed=0)
     apart = torch.zeros(4, 3, 8, 8)
     apart[2, 1, 3, 3] = 1 / 255 + 1e-3  # half a level of 255 is 1/255 of [-1, 1]
     run.save_grid(apart)
@@ -589,8 +590,8 @@ def test_one_photo_is_enough(launch, data, tmp_path, model):
 
 def test_memory_and_file_handles_of_a_long_run(launch, data, tmp_path):
     """As much at step 2,000 as at step 200, with rows, grids and checkpoints on the way."""
-    process = launch(*TINY, "--data", data, "--epochs", 2010, "--ckpt-every", 50, "--keep", 2,
-                     "--sample-every", 150, "--log-every", 1, "--name", "run", cwd=tmp_path)
+    process = launch(*TINY, "--data", data, "--epochs", 2010, "--ckpt-every", 100, "--keep", 2,
+                     "--sample-every", 200, "--log-every", 1, "--name", "run", cwd=tmp_path)
     log, seen = tmp_path / "runs" / "run" / "log.csv", []
     for step in (205, 2005):
         assert process.wait(lambda step=step: log.exists()
