@@ -268,7 +268,7 @@ def test_script(script, bedrooms, tmp_path, model):
         check_validation(saved, rows[-1], bedrooms)
         grid = np.asarray(Image.open(run / "reconstructions_000003.png"))
         # Photos and decoded, of train and validation, and a caption.
-        assert grid.shape == (4 * 36 + 14, 8 * 36, 3) and grid[4 * 36 :].max() == 255
+        assert grid.shape == (4 * 36 + 14, 8 * 36, 3) and grid[4 * 36 :].max() > 200
 
     # A plain folder of photos does as well, without a validation side.
     done = script(f"train_{model}.py", *SCRIPTS[model], "--data", bedrooms / "train", "--epochs", 1,

@@ -15,7 +15,7 @@ BLOCKS = re.findall(r"```sh\n(.*?)```", README, re.S)
 LOOPS = [block for block in BLOCKS if "\ndone" in block]
 # What makes a loop's commands quick; a flag given twice counts as it is given last.
 SMALL = {
-    "train_fastgan.py": "--size 256 --features 4 --batch-size 2 --iters 2 --ckpt-every 1 "
+    "train_fastgan.py": "--size 256 --features 4 --batch-size 2 --iters 2 "
                         "--reconstruction l1",
     "train_dcgan.py": "--features 4 --batch-size 4 --epochs 1",
     "evaluate.py": "--weights random --n 4",

@@ -3,14 +3,9 @@
 import csv
 import json
 import shutil
-import signal
-import subprocess
-import sys
-import time
 
 import pytest
 import torch
-from conftest import ROOT
 from published import published_l1, published_step
 from test_nets import fixture_inputs, read_fixture, recipe
 from torch.nn import functional as F
@@ -36,16 +31,6 @@ def whole_run(script, bedrooms, tmp_path_factory):
     return out / "whole"
 
 
-def assert_same_run(one, other, step):
-    first, second = (training.read_checkpoint(run / f"ckpt_{step:06d}.pth")
-                     for run in (one, other))
-    for key in ("networks", "sampler", "optimizers", "random", "seen", "losses", "logged"):
-        assert training.digest(first[key]) == training.digest(second[key]), key
-    assert (one / "log.csv").read_text() == (other / "log.csv").read_text()
-    for grid in (f"samples_{step:06d}.png", f"reconstructions_{step:06d}.png"):
-        assert (one / grid).read_bytes() == (other / grid).read_bytes()
-
-
 def test_run_folder(whole_run):
     names = {path.name for path in whole_run.iterdir()}
     assert names == {"args.json", "log.csv", "losses.png", "samples_000007.png",
@@ -55,40 +40,6 @@ def test_run_folder(whole_run):
     assert [int(row["step"]) for row in rows] == [2, 4, 6]
     record = json.loads((whole_run / "args.json").read_text())
     assert record["arguments"]["features"] == 4 and record["versions"]["torch"]
-
-
-def test_resume_gives_the_same_bits(script, whole_run):
-    """Stopped after 3 of 7 steps, in the middle of a log interval and of an epoch."""
-    part = whole_run.with_name("part")
-    shutil.copytree(whole_run, part)
-    for stale in ("ckpt_000006.pth", "ckpt_000007.pth", "samples_000007.png"):
-        (part / stale).unlink()
-    (part / "args.json").write_text("{")  # damaged, and of no use for going on
-    done = script("train_fastgan.py", "--resume", part / "ckpt_000003.pth")
-    assert done.returncode == 0, done.stderr
-    assert_same_run(whole_run, part, 7)
-    assert json.loads((part / "args.json").read_text())["resumed"][0]["step"] == 3
-
-
-def test_sigterm_saves_and_resume_goes_on(script, whole_run, bedrooms):
-    command = [sys.executable, str(ROOT / "train_fastgan.py"), *map(str, TINY), "--iters", "10000",
-               "--data", str(bedrooms), "--out", str(whole_run.parent), "--name", "stopped",
-               "--log-every", "2"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    log = whole_run.with_name("stopped") / "log.csv"
-    deadline = time.time() + 120
-    while not log.exists() and time.time() < deadline:
-        time.sleep(0.05)
-    process.send_signal(signal.SIGTERM)
-    _, errors = process.communicate(timeout=120)
-    assert process.returncode == 128 + signal.SIGTERM and "--resume" in errors
-    (stopped,) = training.find_checkpoints(log.parent)
-    step = int(stopped.stem[5:]) + 2
-    for arguments in (["--resume", log.parent], ["--name", "straight", *TINY, "--data", bedrooms,
-                                                 "--log-every", 2]):
-        done = script("train_fastgan.py", *arguments, "--iters", step, "--out", whole_run.parent)
-        assert done.returncode == 0, done.stderr
-    assert_same_run(log.parent, whole_run.with_name("straight"), step)
 
 
 def test_a_copied_checkpoint_branches_off(script, whole_run, tmp_path):
@@ -256,7 +207,7 @@ def test_bad_input(refused, bedrooms, whole_run, tmp_path):
         ([*base, "--size", 300], "256, 512 or 1024"),
         ([*base, "--lr", "nan"], "nan"),
         ([*base, "--lr", "inf"], "not in"),
-        ([*base, "--batch-size", 0], "not in [1, inf)"),
+        ([*base, "--batch-size", 0], "not in [1, 65536)"),
         ([*base, "--seed", -1], "not in [0"),
         ([*base, "--iters", "many"], "invalid int value: 'many'"),
         ([*base, "--out", "/proc/nowhere"], "/proc"),
