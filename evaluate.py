@@ -11,9 +11,9 @@
 
 Writes metrics.json, metrics.csv, table.md, table.png, pca_real.png, for each column
 pca_<name>.png and neighbours_<cosine|lpips>_<name>.png, curve.png where a run has two columns or
-more, and fit_<name>.png on request to <run>/eval/. Features are kept in <data>/.cache/ and
-<run>/eval/.cache/: the next call computes only what is new. The REAL column compares training
-with validation photos: the best that can be had.
+more, and fit_<name>.png on request to <run>/eval/. Features are kept in <data>/.cache/ and in
+.cache/ beside these files: the next call computes only what is new. The REAL column compares
+training with validation photos: the best that can be had.
 """
 
 import csv
@@ -168,11 +168,12 @@ def folder_column(folder, size):
 
 def common_data(columns):
     """The data folder that the columns' checkpoints were trained on; data/bedroom for others."""
-    folders = {str(column.source["args"].get("data", "data/bedroom"))
-               if isinstance(column.source, dict) else "data/bedroom" for column in columns}
-    if len(folders) > 1:
-        training.fail(f"trained on different data ({', '.join(sorted(folders))}): choose by --data")
-    return folders.pop()
+    folders = [str(column.source["args"].get("data", "data/bedroom"))
+               if isinstance(column.source, dict) else "data/bedroom" for column in columns]
+    if len({Path(folder).resolve() for folder in folders}) > 1:
+        named = ", ".join(sorted(set(folders)))
+        training.fail(f"trained on different data ({named}): choose by --data")
+    return folders[0]
 
 
 def common_fit(columns):

@@ -277,10 +277,11 @@ class NoiseInjection(nn.Module):
         self.register_buffer("fixed", fixed, persistent=False)
 
     def forward(self, x):
+        weight = self.weight.to(x.dtype)  # else it would widen what autocast narrowed
         if not self.training:
-            return x + self.weight * self.fixed
+            return x + weight * self.fixed.to(x.dtype)
         n, _, height, width = x.shape
-        return x + self.weight * torch.randn(n, 1, height, width, device=x.device, dtype=x.dtype)
+        return x + weight * torch.randn(n, 1, height, width, device=x.device, dtype=x.dtype)
 
 
 class GLU(nn.Module):

@@ -101,7 +101,7 @@ def train(main, args, checkpoint):
     # From here on nothing holds what the failed try had allocated.
     size = args.batch_size
     while size > 2 and processes() == 1:
-        size //= 2
+        size = max(2, size // 2)
         if fits(main, args, size):
             fail(f"--batch-size {args.batch_size} does not fit into memory, {size} does")
     fail(f"too little memory ({reason}): a smaller --batch-size, --size or --features helps")
@@ -116,9 +116,13 @@ def fits(main, args, batch_size):
           contextlib.redirect_stderr(quiet)):
         try:
             main(argparse.Namespace(**{**vars(args), "batch_size": batch_size, "out": out,
-                                       "name": None, "trial": True}), None)
+                                       "name": None, "sample_every": 1, "trial": True}), None)
         except Fits:
             return True
+        except SystemExit as stop:
+            if stop.code != 2:
+                raise
+            return False
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -651,7 +655,13 @@ def epoch_batches(n, batch_size, epoch, seed):
 
 def take_batch(images, indices, device):
     """float (batch, 3, h, w) in [-1, 1] on the device."""
-    return images[indices.to(images.device)].to(device).float() / 127.5 - 1
+    if device.type == "cuda":  # out of pinned memory: neither waits for the other
+        if images.is_cuda:
+            indices = indices.pin_memory().to(device, non_blocking=True)
+        else:
+            images = images[indices].pin_memory().to(device, non_blocking=True)
+            indices = slice(None)
+    return images[indices].float() / 127.5 - 1
 
 
 def mirror(batch):
@@ -675,11 +685,12 @@ def diff_augment(x, policy):
         mean = x.mean((1, 2, 3), keepdim=True)
         x = (x - mean) * (contrast + 0.5) + mean
     if "translation" in policy:
-        reach = torch.tensor([int(height / 8 + 0.5), int(width / 8 + 0.5)], device=x.device)
-        dy, dx = ((2 * reach[:, None] + 1) * torch.rand(2, n, device=x.device)).long()
+        shifts = [((2 * reach + 1) * uniform).long() - reach for reach, uniform in
+                  zip((int(height / 8 + 0.5), int(width / 8 + 0.5)),
+                      torch.rand(2, n, device=x.device), strict=True)]
         # One border pixel of zeros: every index that falls outside is clamped onto it.
-        rows = torch.arange(height, device=x.device) + (dy - reach[0])[:, None] + 1
-        columns = torch.arange(width, device=x.device) + (dx - reach[1])[:, None] + 1
+        rows, columns = (torch.arange(side, device=x.device) + shift[:, None] + 1
+                         for side, shift in zip((height, width), shifts, strict=True))
         image = torch.arange(n, device=x.device)[:, None, None]
         padded = F.pad(x, (1, 1, 1, 1)).permute(0, 2, 3, 1)
         rows, columns = rows.clamp(0, height + 1), columns.clamp(0, width + 1)
@@ -845,7 +856,7 @@ def open_run(args, model, checkpoint):
             fail(f"--resume goes on in {folder}; --name {args.name} is for a new run")
         if path != there[-1]:
             fail(f"{path} is not the newest of its run: delete {there[-1].name} and what lies "
-                 f"between, or copy {path.name} to a folder of its own to branch off there")
+                 f"between, or copy {path.name} elsewhere and resume the copy, as a run of its own")
         lock(folder)
         if find_checkpoints(folder) != there:
             fail(f"another process has just gone on in {folder}: --resume {folder} finds where")
@@ -887,6 +898,9 @@ def lock(folder):
         fcntl.flock(os.open(folder, os.O_RDONLY), fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         fail(f"another process is training in {folder}")
+    except OSError as error:  # some network file systems have no locks for folders
+        print(f"warning: {folder} can't be locked ({error.strerror}): let one process at a time "
+              "train there", file=sys.stderr)
 
 
 def append_row(path, row):
@@ -1256,10 +1270,13 @@ class Run:
             load_weights(network, saved["networks"][name], path)
         if saved["optimizers"]:
             for name, optimizer in self.optimizers.items():
-                load_weights(optimizer, saved["optimizers"][name], path)
+                state = saved["optimizers"][name]
+                # The file says where its averages stand; how to step is this script's.
+                groups = zip(optimizer.state_dict()["param_groups"], state["param_groups"],
+                             strict=True)
+                groups = [{**ours, "params": theirs["params"]} for ours, theirs in groups]
+                load_weights(optimizer, {"state": state["state"], "param_groups": groups}, path)
                 match_layout(optimizer)
-                for group in optimizer.param_groups:
-                    group["lr"] = self.args.lr
         else:
             print(f"{path} holds no optimisers: Adam starts afresh", file=sys.stderr)
         self.iteration = self.logged = self.step

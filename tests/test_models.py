@@ -154,19 +154,19 @@ def copies(networks, seed=0):
     return {name: build() for name, build in networks.items()}
 
 
-def adversarial_reference(networks, optimizers, z, real, policy=()):
+def adversarial_reference(networks, z, real, policy):
     """Both updates from the formula, spelled out; returns losses and every gradient."""
     generator, discriminator = networks["generator"], networks["discriminator"]
     d_real = torch.sigmoid(discriminator(training.diff_augment(real, policy)))
     fake = generator(z)
     d_fake = torch.sigmoid(discriminator(training.diff_augment(fake.detach(), policy)))
     d_loss = -torch.log(d_real).mean() - torch.log(1 - d_fake).mean()
-    d_gradients = torch.autograd.grad(d_loss, list(discriminator.parameters()))
-    return d_loss, d_gradients, fake
+    return d_loss, torch.autograd.grad(d_loss, list(discriminator.parameters())), fake
 
 
-@pytest.mark.parametrize("model", ["gan", "dcgan"])
-def test_adversarial_step(model):
+@pytest.mark.parametrize(("model", "policy"), [
+    ("gan", []), ("dcgan", []), ("dcgan", ["color", "translation"])])
+def test_adversarial_step(model, policy):
     build = {"gan": {"generator": lambda: nets.GANGenerator(8, 5),
                      "discriminator": lambda: nets.GANDiscriminator(8)},
              "dcgan": {"generator": lambda: nets.DCGANGenerator(16, 5, 4),
@@ -178,19 +178,20 @@ def test_adversarial_step(model):
     adams = [{name: kind(net.parameters(), 1e-3, (0.5, 0.999)) for name, net in nets_.items()}
              for nets_ in (ours, reference)]
     torch.manual_seed(3)
-    arguments = () if model == "gan" else ([],)
+    arguments = () if model == "gan" else (policy,)
     step = {"gan": train_gan, "dcgan": train_dcgan}[model].train_step
     losses = step(ours, adams[0], FLOAT32, real, *arguments)
     torch.manual_seed(3)
     z = torch.randn(6, 5)
 
-    d_loss, gradients, fake = adversarial_reference(reference, adams[1], z, real)
+    d_loss, gradients, fake = adversarial_reference(reference, z, real, policy)
     if model == "gan":  # a mean over one batch of photos and samples
         d_loss, gradients = d_loss / 2, [gradient / 2 for gradient in gradients]
     for parameter, gradient in zip(reference["discriminator"].parameters(), gradients, strict=True):
         parameter.grad = gradient
     adams[1]["discriminator"].step()
-    g_loss = -torch.log(torch.sigmoid(reference["discriminator"](fake))).mean()
+    judged = reference["discriminator"](training.diff_augment(fake, policy))
+    g_loss = -torch.log(torch.sigmoid(judged)).mean()
     gradients = torch.autograd.grad(g_loss, list(reference["generator"].parameters()))
     for parameter, gradient in zip(reference["generator"].parameters(), gradients, strict=True):
         parameter.grad = gradient
@@ -292,12 +293,13 @@ def check_validation(saved, row, bedrooms):
 
 
 def test_a_gan_of_two_photos_copies_them(script, bedrooms, tmp_path):
-    """The study's overfitting experiment, small: every sample is one of the two photos."""
-    done = script("train_gan.py", "--size", 8, "--data", bedrooms, "--limit", 2, "--epochs", 800,
-                  "--batch-size", 16, "--lr", 1e-3, "--out", tmp_path, "--name", "run",
-                  "--ckpt-every", 800, "--sample-every", 800, "--log-every", 100)
+    """The study's overfitting experiment, small: samples are the two photos, and of each some."""
+    done = script("train_gan.py", "--size", 8, "--data", bedrooms, "--limit", 2, "--epochs", 600,
+                  "--batch-size", 16, "--lr", 5e-4, "--out", tmp_path, "--name", "run",
+                  "--precision", "fp32", "--ckpt-every", 600, "--sample-every", 600,
+                  "--log-every", 100)
     assert done.returncode == 0, done.stderr
-    saved = training.read_checkpoint(tmp_path / "run" / "ckpt_000800.pth")
+    saved = training.read_checkpoint(tmp_path / "run" / "ckpt_000600.pth")
     generator = nets.GANGenerator(8).eval()
     generator.load_state_dict(saved["sampler"])
     images = training.load_images(bedrooms, "train", 8)[0].float() / 127.5 - 1
@@ -306,4 +308,5 @@ def test_a_gan_of_two_photos_copies_them(script, bedrooms, tmp_path):
     photos = images[:2].flatten(1)
     distances = torch.cdist(samples.flatten(1), photos)
     apart = (photos[0] - photos[1]).norm()
-    assert (distances.min(1).values < apart / 2).float().mean() > 0.9
+    assert (distances.min(1).values < apart / 2).float().mean() > 0.8
+    assert torch.bincount(distances.argmin(1), minlength=2).min() >= 8  # both are there

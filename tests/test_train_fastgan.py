@@ -180,15 +180,18 @@ def test_resume_from_published_files(script, bedrooms, tmp_path):
     published_file(tmp_path / "all_20041.pth", g.state_dict(), d.state_dict(), "module.",
                    g_ema=average, opt_g=adams[0].state_dict(), opt_d=adams[1].state_dict())
     published_file(tmp_path / "20041.pth", g.state_dict(), d.state_dict())
-    for name, updates in (("all_20041", 42), ("20041", 1)):
+    # float16 leaves updates out until its scale is found.
+    for name, precision, updates in (("all_20041", "fp32", {42}), ("20041", "fp32", {1}),
+                                     ("all_20041", "fp16", {41, 42})):
         done = script("train_fastgan.py", "--resume", tmp_path / f"{name}.pth", "--iters", 20042,
                       "--data", bedrooms, "--reconstruction", "l1", "--batch-size", 2,
-                      "--out", tmp_path, "--name", f"run {name}")
+                      "--out", tmp_path, "--name", f"run {name} {precision}", "--precision",
+                      precision)
         assert done.returncode == 0, done.stderr
         assert ("afresh" in done.stderr) == (name == "20041")
-        saved = training.read_checkpoint(tmp_path / f"run {name}" / "ckpt_020042.pth")
+        saved = training.read_checkpoint(tmp_path / f"run {name} {precision}" / "ckpt_020042.pth")
         for optimizer in saved["optimizers"].values():
-            assert {state["step"].item() for state in optimizer["state"].values()} == {updates}
+            assert {state["step"].item() for state in optimizer["state"].values()} <= updates
         shift = saved["sampler"]["to_big.weight_orig"] - g.to_big.weight_orig.detach()
         assert (shift - (5 if name == "all_20041" else 0)).abs().max() < 0.01
 
