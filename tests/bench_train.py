@@ -294,11 +294,16 @@ def epoch_table(args, device):
         for batch in loader:
             plain(batch.to(device))
 
+    def batches():
+        for indices in training.epoch_batches(len(files), args.batch_size, 0, 0):
+            training.take_batch(images, indices, device)
+
     def epoch():
         for indices in training.epoch_batches(len(files), args.batch_size, 0, 0):
             ours(training.take_batch(images, indices, device))
 
-    rows = {"loader alone": alone, "loader and plain step": tutorial, f"{name}, in memory": epoch}
+    rows = {"loader alone": alone, "batches from memory alone": batches,
+            "loader and plain step": tutorial, f"{name}, in memory": epoch}
     ours(training.take_batch(images, torch.arange(args.batch_size) % len(files), device))
     times = {name: [] for name in rows}
     for _, (name, run) in itertools.product(range(args.steps), rows.items()):
@@ -310,7 +315,7 @@ def epoch_table(args, device):
           "| epoch | seconds | epochs a minute | ratio |\n| --- | --- | --- | --- |")
     median = {name: statistics.median(values) for name, values in times.items()}
     for name, t in median.items():
-        print(f"| {name} | {t:.2f} | {60 / t:.3g} | {median['loader and plain step'] / t:.2f} |")
+        print(f"| {name} | {t:.3g} | {60 / t:.3g} | {median['loader and plain step'] / t:.2f} |")
 
 
 def main(args):
