@@ -968,6 +968,8 @@ def plot_losses(folder):
     for step in resumed_steps(folder):
         before = [i for i, row in zip(iterations, rows, strict=True) if int(row["step"]) <= step]
         axes.axvline(before[-1] if before else 0, color="grey", linestyle=":", linewidth=1)
+    if all(float(row[name] or 1) > 0 for row in rows for name in row):
+        axes.set_yscale("log")  # a KL divergence is hundreds of times a squared error
     axes.set(xlabel="iteration (dotted: resumed)", ylabel="loss", title=folder.name)
     axes.legend()
     with replacing(folder / "losses.png") as file:
