@@ -41,14 +41,12 @@ def train_step(networks, optimizers, numerics, real, augment):
     with numerics.autocast():
         fake = generator(z)
     d_loss = cross_entropy(judged(real), 1) + cross_entropy(judged(fake.detach()), 0)
-    numerics.backward(d_loss)
-    numerics.update(optimizers["discriminator"])
+    numerics.update(optimizers["discriminator"], d_loss)
 
     discriminator.requires_grad_(False)  # its gradients would be thrown away
     g_loss = cross_entropy(judged(fake), 1)
     discriminator.requires_grad_(True)
-    numerics.backward(g_loss)
-    numerics.update(optimizers["generator"])
+    numerics.update(optimizers["generator"], g_loss)
     return torch.stack([d_loss, g_loss]).detach()
 
 
@@ -63,7 +61,8 @@ def main(args, checkpoint):
         training.fail(f"--size {args.size}: {error}")
     for network in networks.values():
         network.to(device, memory_format=numerics.layout)
-    optimizers = {name: torch.optim.Adam(network.parameters(), args.lr, (0.5, 0.999), fused=True)
+    adam = {"lr": args.lr, "betas": (0.5, 0.999), "fused": True, "capturable": True}
+    optimizers = {name: torch.optim.Adam(network.parameters(), **adam)
                   for name, network in networks.items()}
     images, fingerprint = training.load_photos(args)
     images = training.place_images(images, device)
@@ -71,10 +70,12 @@ def main(args, checkpoint):
                        (len(images), fingerprint), ["d_loss", "g_loss"])
     fixed = training.latents(args.seed, range(64), args.z_dim).to(device)
 
+    update = run.compiled(
+        lambda real: train_step(networks, optimizers, numerics, real, args.augment))
     for epoch in run.steps(args.epochs):
         for indices in training.epoch_batches(len(images), args.batch_size, epoch - 1, args.seed):
             real = training.take_batch(images, indices, device)
-            run.add(train_step(networks, optimizers, numerics, real, args.augment))
+            run.add(update(real))
         run.log()
         if run.sample_due or run.save_due:
             sampler = training.sampling_copy(networks["generator"])

@@ -61,12 +61,12 @@ def hinge_fake(logits):
     return F.relu(torch.rand_like(logits) * 0.2 + 0.8 + logits).mean()
 
 
-def train_step(networks, optimizers, numerics, average, decay, real, augment, distance):
+def train_step(networks, optimizers, numerics, average, weight, real, augment, distance):
     """One iteration on photos (n, 3, size, size) in [-1, 1]: the three losses, (3,), detached.
 
-    Updates both networks and the averaged parameters, these with `decay`. One pass of G serves
-    both updates, and each sees the fakes through the same augmentation. `distance` is of
-    perceptual_distance.
+    Updates both networks and the averaged parameters, in which the new ones get `weight` (a number
+    or a tensor ()). One pass of G serves both updates, and each sees the fakes through the same
+    augmentation. `distance` is of perceptual_distance.
     """
     generator, discriminator = networks["generator"], networks["discriminator"]
     z = torch.randn(len(real), generator.z_dim, device=real.device)
@@ -88,18 +88,18 @@ def train_step(networks, optimizers, numerics, average, decay, real, augment, di
     with numerics.autocast():
         logits, _ = discriminator(*(fake.detach() for fake in fakes))
     on_fake = hinge_fake(logits)
-    numerics.backward(on_fake)
-    numerics.update(optimizers["discriminator"])
+    numerics.update(optimizers["discriminator"], on_fake)
 
     discriminator.requires_grad_(False)  # its gradients would be thrown away
     with numerics.autocast():
         logits, _ = discriminator(*fakes)
     discriminator.requires_grad_(True)
     g_loss = -logits.float().mean()
-    numerics.backward(g_loss)
-    numerics.update(optimizers["generator"])
-    with torch.no_grad():
-        torch._foreach_lerp_(average, list(generator.parameters()), 1 - decay)
+    numerics.update(optimizers["generator"], g_loss)
+    with torch.no_grad():  # three calls: lerp has none for all tensors and a weight on the device
+        change = torch._foreach_sub(list(generator.parameters()), average)
+        torch._foreach_mul_(change, weight)
+        torch._foreach_add_(average, change)
     return torch.stack([on_real + on_fake, reconstruction, g_loss]).detach()
 
 
@@ -132,7 +132,7 @@ def main(args, checkpoint):
     images, fingerprint = training.load_photos(args)
     images = training.place_images(images, device)
 
-    adam = {"lr": args.lr, "betas": (0.5, 0.999), "fused": True}
+    adam = {"lr": args.lr, "betas": (0.5, 0.999), "fused": True, "capturable": True}
     optimizers = {"generator": torch.optim.Adam(generator.parameters(), **adam),
                   "discriminator": torch.optim.Adam(discriminator.parameters(), **adam)}
     networks = {"generator": generator, "discriminator": discriminator}
@@ -145,11 +145,12 @@ def main(args, checkpoint):
         average = [parameter.detach() for parameter in averaged.parameters()]
     fixed = training.latents(args.seed, range(16), args.z_dim).to(device)
 
+    update = run.compiled(
+        lambda real, weight: train_step(networks, optimizers, numerics, average, weight, real,
+                                        args.augment, distance))
     for step in run.steps(args.iters):
         real = training.mirror(training.take_batch(images, run.draw(), device))
-        decay = training.average_decay(step)
-        run.add(train_step(networks, optimizers, numerics, average, decay, real, args.augment,
-                           distance))
+        run.add(update(real, torch.full((), training.average_weight(step), device=device)))
         run.log()
         if run.sample_due or run.save_due:
             sampler = training.sampling_copy(generator, average)

@@ -33,16 +33,14 @@ def train_step(networks, optimizers, numerics, real):
         fake = generator(z)
         logits = discriminator(torch.cat([real, fake.detach()]))
     d_loss = F.binary_cross_entropy_with_logits(logits.float(), is_real)
-    numerics.backward(d_loss)
-    numerics.update(optimizers["discriminator"])
+    numerics.update(optimizers["discriminator"], d_loss)
 
     discriminator.requires_grad_(False)  # its gradients would be thrown away
     with numerics.autocast():
         logits = discriminator(fake)
     discriminator.requires_grad_(True)
     g_loss = F.binary_cross_entropy_with_logits(logits.float(), is_real[:n])
-    numerics.backward(g_loss)
-    numerics.update(optimizers["generator"])
+    numerics.update(optimizers["generator"], g_loss)
     return torch.stack([d_loss, g_loss]).detach()
 
 
@@ -54,7 +52,8 @@ def main(args, checkpoint):
     device = numerics.device
     networks = {"generator": GANGenerator(**config).to(device),
                 "discriminator": GANDiscriminator(args.size).to(device)}
-    optimizers = {name: torch.optim.AdamW(network.parameters(), args.lr, (0.5, 0.999), fused=True)
+    adam = {"lr": args.lr, "betas": (0.5, 0.999), "fused": True, "capturable": True}
+    optimizers = {name: torch.optim.AdamW(network.parameters(), **adam)
                   for name, network in networks.items()}
     images, fingerprint = training.load_photos(args)
     images = training.place_images(images, device)
@@ -62,10 +61,11 @@ def main(args, checkpoint):
                        (len(images), fingerprint), ["d_loss", "g_loss"])
     fixed = training.latents(args.seed, range(64), args.z_dim).to(device)
 
+    update = run.compiled(lambda real: train_step(networks, optimizers, numerics, real))
     for epoch in run.steps(args.epochs):
         for indices in training.epoch_batches(len(images), args.batch_size, epoch - 1, args.seed):
             real = training.take_batch(images, indices, device)
-            run.add(train_step(networks, optimizers, numerics, real))
+            run.add(update(real))
         run.log()
         if run.sample_due or run.save_due:
             sampler = training.sampling_copy(networks["generator"])

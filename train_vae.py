@@ -41,8 +41,7 @@ def train_step(vae, optimizer, numerics, real, kl_weight):
     """One update on photos (n, 3, h, w) in [-1, 1]: (reconstruction, KL, total), detached."""
     reconstruction, kl = losses(vae, numerics, real)
     total = reconstruction + kl_weight * kl
-    numerics.backward(total)
-    numerics.update(optimizer)
+    numerics.update(optimizer, total)
     return torch.stack([reconstruction, kl, total]).detach()
 
 
@@ -80,7 +79,8 @@ def main(args, checkpoint):
         vae = VAE(**config).to(device, memory_format=numerics.layout)
     except ValueError as error:
         training.fail(f"--size {args.size}: {error}")
-    optimizer = torch.optim.Adam(vae.parameters(), args.lr, fused=True)
+    lr = torch.tensor(args.lr, device=device)  # a tensor, so that a CUDA graph sees it change
+    optimizer = torch.optim.Adam(vae.parameters(), lr, fused=True, capturable=True)
     images, fingerprint = training.load_photos(args)
     sets = [training.place_images(images, device)]
     if training.has_validation(args.data):
@@ -91,12 +91,12 @@ def main(args, checkpoint):
                        (len(images), fingerprint), ["reconstruction", "kl", "total"])
     fixed = training.latents(args.seed, range(16), args.latent).to(device)
 
+    update = run.compiled(lambda real: train_step(vae, optimizer, numerics, real, args.kl_weight))
     for epoch in run.steps(args.epochs):
-        for group in optimizer.param_groups:
-            group["lr"] = args.lr * args.lr_decay ** (epoch - 1)
+        lr.fill_(args.lr * args.lr_decay ** (epoch - 1))
         for indices in training.epoch_batches(len(images), args.batch_size, epoch - 1, args.seed):
             real = training.take_batch(sets[0], indices, device)
-            run.add(train_step(vae, optimizer, numerics, real, args.kl_weight))
+            run.add(update(real))
         if run.log_due and len(sets) > 1:
             run.log(**validate(vae, numerics, sets[1], args.batch_size, args.kl_weight))
         else:

@@ -83,13 +83,13 @@ def is_out_of_memory(error):
 
 
 class Fits(Exception):
-    """Two iterations of a trial went through."""
+    """The iterations of a trial went through."""
 
 
 def train(main, args, checkpoint):
     """main(args, checkpoint); where --batch-size doesn't fit into memory, says which one does.
 
-    It is found by trying two iterations with its half, its quarter, ...
+    It is found by trying a few iterations with its half, its quarter, ...
     """
     try:
         main(args, checkpoint)
@@ -108,7 +108,7 @@ def train(main, args, checkpoint):
 
 
 def fits(main, args, batch_size):
-    """Whether main goes through two iterations at a batch size; leaves nothing behind."""
+    """Whether main goes through a few iterations at a batch size; leaves nothing behind."""
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     quiet = io.StringIO()
@@ -226,7 +226,7 @@ def add_common_arguments(parser, *, data, size, fit, batch_size, lr, every):
                             "fp32 is TF32 on GPUs that have it")
     group.add_argument("--compile", action=argparse.BooleanOptionalAction, default=False,
                        help="the networks by torch.compile: minutes at the start, quicker steps "
-                            "(on a GPU as CUDA graphs)")
+                            "(on a GPU each as one CUDA graph)")
     group.add_argument("--deterministic", action=argparse.BooleanOptionalAction, default=False,
                        help="only kernels that give the same bits every time (the CPU's do anyway)")
     group.add_argument("--demo", action="store_true", help="small and quick, on drawn scenes")
@@ -361,27 +361,67 @@ def meet(device):
 
 
 def together(collective, *args, **kwargs):
-    """Calls one of torch.distributed's functions where there are several processes.
+    """What one of torch.distributed's functions gives, called where there are several processes.
 
     Ends this one in a line where another one has ended.
     """
     if processes() > 1:
         try:
-            collective(*args, **kwargs)
+            return collective(*args, **kwargs)
         except RuntimeError as error:
             fail(f"another of the {processes()} processes ended or can't be reached, so this one "
                  f"stops; the checkpoints written before are good ({str(error).splitlines()[0]})")
 
 
-def mean_over_processes(tensors):
-    """Puts the mean over all processes into each of the tensors, by one transfer."""
-    if processes() > 1:
-        flat = torch.cat([tensor.flatten() for tensor in tensors])
-        together(distributed.all_reduce, flat)
-        flat /= processes()
-        parts = flat.split([tensor.numel() for tensor in tensors])
+def sum_over_processes(tensors):
+    """Starts to add tensors up over all processes, in one transfer.
+
+    The function returned waits for it and puts the means into the tensors.
+    """
+    flat = torch.cat([tensor.flatten() for tensor in tensors])
+    work = together(distributed.all_reduce, flat, async_op=True)
+
+    def mean():
+        together(work.wait)
+        parts = (flat / processes()).split([tensor.numel() for tensor in tensors])
         parts = [part.view_as(tensor) for part, tensor in zip(parts, tensors, strict=True)]
         torch._foreach_copy_(tensors, parts)
+
+    return mean
+
+
+def backward(loss, parameters, at_once=2**23):
+    """loss.backward(), then the means over all processes in the parameters' gradients.
+
+    They travel while the pass goes on, once there are `at_once` numbers, in the order in which
+    they become ready: the same in all processes, which run the same graph.
+    """
+    if processes() == 1:
+        loss.backward()
+        return
+    waiting, sent, means = [], set(), []
+
+    def send():
+        means.append(sum_over_processes([parameter.grad for parameter in waiting]))
+        sent.update(waiting)
+        waiting.clear()
+
+    def ready(parameter):
+        waiting.append(parameter)
+        if sum(one.numel() for one in waiting) >= at_once:
+            send()
+
+    hooks = [parameter.register_post_accumulate_grad_hook(ready) for parameter in parameters]
+    loss.backward()
+    for hook in hooks:
+        hook.remove()
+    # What remains, and the gradients that only an earlier pass has given.
+    sent.update(waiting)
+    waiting += [p for p in parameters if p.grad is not None and p not in sent]
+    if waiting:
+        send()
+    for mean in means:
+        mean()
 
 
 def gathered(value):
@@ -409,7 +449,7 @@ class Numerics:
     """How a step computes: networks' passes in `precision`, everything else in float32.
 
     with numerics.autocast(): a network's pass; its result goes through .float() to a loss
-    numerics.backward(loss); numerics.update(optimizer)
+    numerics.update(optimizer, loss)
     """
 
     def __init__(self, device, precision="auto"):
@@ -430,15 +470,18 @@ class Numerics:
         return torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32)
 
     def backward(self, loss):
-        """Adds the gradients of a loss to its parameters'."""
+        """Adds the gradients of a loss to its parameters', for the update to come."""
         self.scaler.scale(loss).backward()
 
-    def update(self, optimizer):
-        """One step along the gradients (their mean over all processes), which are then gone."""
+    def update(self, optimizer, loss):
+        """One step along the gradients (means over all processes) of a loss and of those before.
+
+        The gradients are then gone.
+        """
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        mean_over_processes([p.grad for p in parameters if p.grad is not None])
         one = torch.ones((), device=self.device)
         before = self.scaler.scale(one)
+        backward(self.scaler.scale(loss), parameters)
         self.scaler.step(optimizer)
         self.scaler.update()
         if self.scaler.is_enabled():  # a lower scale says it, on the device: nothing waits for it
@@ -446,12 +489,36 @@ class Numerics:
         optimizer.zero_grad(set_to_none=True)
 
 
-def compile_passes(network, device):
-    """Compiles a network's passes in training; its state, copies and gradients stay as they are.
+def cuda_graph(step, warm_up=3):
+    """A function of CUDA tensors of fixed shapes, recorded as one CUDA graph: a launch a call.
 
-    On a GPU "reduce-overhead" records each pass as one CUDA graph.
+    It runs as it is `warm_up` times, until all is chosen and allocated that is so at first use,
+    and whenever the shapes are others than at first. What it keeps in Python counts as it was when
+    it was recorded; what it keeps in tensors, and the default generator's draws, go on.
     """
-    network.compile(dynamic=False, mode="reduce-overhead" if device.type == "cuda" else "default")
+    stream, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
+    calls, inputs, output = 0, (), None
+
+    def launch(*tensors):
+        nonlocal calls, inputs, output
+        inputs = inputs or [tensor.clone() for tensor in tensors]
+        if [tensor.shape for tensor in tensors] != [tensor.shape for tensor in inputs]:
+            return step(*tensors)
+        calls += 1
+        if calls <= warm_up:  # on another stream, as the recording: autograd remembers it
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):
+                result = step(*tensors)
+            torch.cuda.current_stream().wait_stream(stream)
+            return result
+        torch._foreach_copy_(inputs, list(tensors))
+        if output is None:
+            with torch.cuda.graph(graph):
+                output = step(*inputs)
+        graph.replay()
+        return output.clone()
+
+    return launch
 
 
 # ---------------------------------------------------------------------------------------------
@@ -709,12 +776,12 @@ def latents(seed, indices, z_dim):
     return torch.from_numpy(np.stack(rows))
 
 
-def average_decay(step):
-    """Of the averaged parameters: the published 0.999 from step 9,000 on, less before.
+def average_weight(step):
+    """Of a step's parameters in their average: the published 0.001 from step 9,000 on, more before.
 
-    With 0.999 alone the average still holds 60% of the initial weights at step 500.
+    With 0.001 alone the average still holds 60% of the initial weights at step 500.
     """
-    return min(0.999, (1 + step) / (10 + step))
+    return max(0.001, 9 / (10 + step))
 
 
 def sampling_copy(generator, average=None):
@@ -1261,8 +1328,8 @@ class Run:
         for network in networks.values():
             for tensor in network.state_dict().values():
                 together(distributed.broadcast, tensor, 0)
-            if args.compile:
-                compile_passes(network, self.device)
+            if args.compile:  # passes in training; state, copies and gradients stay as they are
+                network.compile(dynamic=False)
 
     def restore(self, saved):
         """Puts the checkpoint's state into the networks, the optimisers and every generator."""
@@ -1323,6 +1390,11 @@ class Run:
         if self.stop:
             sys.exit(128 + self.stop)
 
+    def compiled(self, step):
+        """With --compile on one GPU, a function of tensors there as a CUDA graph; else as it is."""
+        one_gpu = self.device.type == "cuda" and processes() == 1
+        return cuda_graph(step) if self.args.compile and one_gpu else step
+
     def draw(self):
         """Indices of the next batch of photos (of this process's part of it), of an endless row
         of permutations."""
@@ -1335,9 +1407,8 @@ class Run:
         """Counts an iteration and its losses, a tensor (len(names),)."""
         self.losses.append(losses)
         self.iteration += 1
-        if self.args.compile:
-            torch.compiler.cudagraph_mark_step_begin()
-        if self.iteration == 2 and getattr(self.args, "trial", False):
+        # A CUDA graph is recorded in the fourth.
+        if self.iteration == (5 if self.args.compile else 2) and getattr(self.args, "trial", False):
             raise Fits
 
     def unlogged(self):
@@ -1365,7 +1436,8 @@ class Run:
         if not (self.log_due or self.save_due):
             return
         losses = self.unlogged().cpu()
-        mean_over_processes([losses])
+        if processes() > 1:
+            sum_over_processes([losses])()
         bad = (~losses.isfinite()).nonzero().tolist()
         bad = [(self.logged + 1 + row, self.names[column], losses[row, column].item())
                for row, column in bad[:1]]

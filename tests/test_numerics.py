@@ -1,12 +1,19 @@
 """Memory that runs out, compiled steps: what must not change what training computes."""
 
+import contextlib
 import resource
+from unittest import mock
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 import nets
 import train_dcgan
+import train_fastgan
+import train_gan
+import train_vae
 import training
 
 
@@ -49,24 +56,117 @@ def test_a_compiled_run_resumes_exactly_and_computes_what_the_eager_one_does(scr
     torch.testing.assert_close(*rows, atol=1e-3, rtol=1e-3)
 
 
+def trainer(model, rate, device="cpu", precision="fp32"):
+    """(a step of a small model, a function of a batch; the tensors it changes; its image size).
+
+    rate: the learning rate, a tensor.
+    """
+    torch.manual_seed(0)
+    numerics = training.Numerics(torch.device(device), precision)
+    adam = {"lr": rate, "fused": True, "capturable": True}
+    size = {"fastgan": 256, "vae": 32}.get(model, 16)
+    networks = {"fastgan": lambda: {"generator": nets.FastGANGenerator(256, 16, 4),
+                                    "discriminator": nets.FastGANDiscriminator(256, 4)},
+                "gan": lambda: {"generator": nets.GANGenerator(16, 8),
+                                "discriminator": nets.GANDiscriminator(16)},
+                "dcgan": lambda: {"generator": nets.DCGANGenerator(16, 16, 4),
+                                  "discriminator": nets.DCGANDiscriminator(16, 4)},
+                "vae": lambda: {"vae": nets.VAE(32, 8)}}[model]()
+    adams = {name: torch.optim.Adam(network.to(device).parameters(), **adam)
+             for name, network in networks.items()}
+    generator = networks.get("generator", torch.nn.Identity())
+    average = [p.detach().clone() for p in generator.parameters()]
+    policy = ["color", "translation"]
+    step = {
+        "fastgan": lambda real: train_fastgan.train_step(
+            networks, adams, numerics, average, real.amax(), real, policy,
+            train_fastgan.perceptual_distance("l1", numerics)),
+        "gan": lambda real: train_gan.train_step(networks, adams, numerics, real),
+        "dcgan": lambda real: train_dcgan.train_step(networks, adams, numerics, real, policy),
+        "vae": lambda real: train_vae.train_step(networks["vae"], adams["vae"], numerics, real, 1),
+    }[model]
+
+    def state():
+        return [*average, numerics.skipped, numerics.scaler.scale(torch.ones((), device=device)),
+                *(t for net in networks.values() for t in net.state_dict().values()),
+                *(t for adam in adams.values() for s in adam.state.values() for t in s.values())]
+
+    return step, state, size
+
+
+class Recording(TorchDispatchMode):
+    """What a CUDA graph does, on the CPU: the same operations again in the same places in memory,
+    without the Python around them. Recording runs them once, which is the first replay.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.calls, self.replays = [], 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        # CUDA refuses to record what waits for the device or copies from the CPU.
+        assert function not in (torch.ops.aten._local_scalar_dense.default,
+                                torch.ops.aten.lift_fresh.default,
+                                torch.ops.aten.nonzero.default), function
+        result = function(*args, **(kwargs or {}))
+        self.calls.append((function, args, kwargs or {}, result))
+        return result
+
+    @torch.no_grad()
+    def replay(self):
+        self.replays += 1
+        for function, args, kwargs, result in self.calls if self.replays > 1 else ():
+            for old, new in zip(tree_leaves(result), tree_leaves(function(*args, **kwargs)),
+                                strict=True):
+                if isinstance(old, torch.Tensor) and old.data_ptr() != new.data_ptr():
+                    old.copy_(new)
+
+
+@pytest.mark.parametrize(("model", "precision"), [("gan", "fp32"), ("dcgan", "fp16"),
+                                                  ("vae", "bf16"), ("fastgan", "bf16")])
+def test_a_recorded_step_goes_on_as_the_step_itself(monkeypatch, model, precision):
+    """Bit for bit: three calls as they are, the recording, three replays, another shape."""
+    torch.manual_seed(1)
+    rate = torch.tensor(2e-4)
+
+    def run(step):
+        losses = []
+        for i, real in enumerate(batches):
+            rate.fill_(0.001 / (i + 1))
+            losses.append(step(real))
+        return torch.stack(losses)
+
+    step, state, size = trainer(model, rate, precision=precision)
+    batches = [torch.rand(n, 3, size, size) * 2 - 1 for n in (4, 4, 4, 4, 4, 3, 4, 4)]
+    torch.manual_seed(2)
+    losses, expected = run(step), [tensor.clone() for tensor in state()]
+
+    recordings = []
+    for name, value in {"Stream": mock.MagicMock, "stream": lambda _: contextlib.nullcontext(),
+                        "current_stream": mock.MagicMock, "graph": lambda graph: graph,
+                        "CUDAGraph": lambda: recordings.append(Recording()) or recordings[0]
+                        }.items():
+        monkeypatch.setattr(torch.cuda, name, value)
+    step, state, _ = trainer(model, rate, precision=precision)
+    step = training.cuda_graph(step)
+    torch.manual_seed(2)
+    assert torch.equal(run(step), losses)
+    for one, other in zip(state(), expected, strict=True):
+        assert torch.equal(one, other)
+    assert [recording.replays for recording in recordings] == [4]
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_compiled_steps_on_a_gpu_are_the_eager_ones():
+@pytest.mark.parametrize("model", ["gan", "dcgan", "vae", "fastgan"])
+def test_a_cuda_graph_goes_on_as_the_step_itself(model):
     results = []
-    for compiled in (False, True):
-        torch.manual_seed(0)
-        numerics = training.Numerics(torch.device("cuda"), "fp32")
-        networks = {"generator": nets.DCGANGenerator(16, 16, 8).cuda(),
-                    "discriminator": nets.DCGANDiscriminator(16, 8).cuda()}
-        for network in networks.values():
-            if compiled:
-                training.compile_passes(network, numerics.device)
-        optimizers = {name: torch.optim.SGD(net.parameters(), 0.01)
-                      for name, net in networks.items()}
-        real, losses = torch.rand(8, 3, 16, 16).cuda(), []
-        for _ in range(5):
-            losses.append(train_dcgan.train_step(networks, optimizers, numerics, real, []))
-            torch.compiler.cudagraph_mark_step_begin()
-        results.append(torch.stack(losses))
+    for wrapped in (training.cuda_graph, lambda step: step):
+        step, state, size = trainer(model, torch.tensor(2e-4, device="cuda"), "cuda")
+        step = wrapped(step)
+        torch.manual_seed(2)
+        real = torch.rand(4, 3, size, size, device="cuda") * 2 - 1
+        losses = torch.stack([step(real) for _ in range(6)])
+        results.append([losses, torch.rand(3, device="cuda"), *state()])
     torch.testing.assert_close(*results, atol=1e-2, rtol=1e-2)  # products are TF32
 
 

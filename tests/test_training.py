@@ -88,9 +88,9 @@ def test_augmentation_lets_gradients_through():
 
 
 def test_the_averages_decay_ends_at_the_published_one():
-    assert training.average_decay(1) == 2 / 11
-    assert 0.98 < training.average_decay(500) < 0.99
-    assert training.average_decay(9000) == training.average_decay(50000) == 0.999
+    assert training.average_weight(1) == 9 / 11
+    assert 0.01 < training.average_weight(500) < 0.02
+    assert training.average_weight(9000) == training.average_weight(50000) == 0.001
 
 
 def test_one_process_trains_in_a_run_folder(tmp_path, capsys):
