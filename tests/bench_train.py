@@ -4,6 +4,8 @@
     python tests/bench_train.py --size 1024 --steps 5 --compile
     python tests/bench_train.py --model dcgan                  # or vae, gan: the plain way and ours
     python tests/bench_train.py --epochs --model vae           # with the photos: epochs a minute
+    python tests/bench_train.py --curves 300 --features 8 --batch-size 4 --reconstruction l1
+                                     # losses on the photos: the published way, ours, ours in bf16
 
 On a CPU OMP_NUM_THREADS=1 gives the steadiest numbers. Photos and VGG are random (its speed is that
 of the pretrained one); medians over --steps. TFLOP are counted in convolutions and matrix products,
@@ -332,6 +334,42 @@ def epoch_table(args, device):
         print(f"| {name} | {t:.3g} | {60 / t:.3g} | {median['loader and plain step'] / t:.2f} |")
 
 
+def loss_curves(args, device, seeds=3, windows=4):
+    """Losses of FastGAN on the photos, the published way and ours, on the same random draws."""
+    images, _ = training.load_images(args.data, "train", args.size)
+    rows = {"published way": [], "ours, float32": [], f"ours, {args.precision}": []}
+    for (name, found), seed in itertools.product(rows.items(), range(seeds)):
+        torch.manual_seed(seed)
+        numerics = training.Numerics(device, args.precision if name != "ours, float32" else "fp32")
+        networks = {"generator": nets.FastGANGenerator(args.size, 256, args.features).to(device),
+                    "discriminator": nets.FastGANDiscriminator(args.size,
+                                                               args.features).to(device)}
+        adams = {name: torch.optim.Adam(net.parameters(), 2e-4, (0.5, 0.999), fused=True)
+                 for name, net in networks.items()}
+        average = [p.detach().clone() for p in networks["generator"].parameters()]
+        distance = train_fastgan.perceptual_distance(args.reconstruction, numerics)
+        losses = []
+        for step in range(args.curves):
+            order = training.data_order(len(images), step * args.batch_size, args.batch_size, seed)
+            real = training.mirror(training.take_batch(images, order, device))
+            losses.append(
+                published.published_step(*networks.values(), *adams.values(), average, 0.999, real,
+                                         distance) if name == "published way" else
+                train_fastgan.train_step(networks, adams, numerics, average, 0.001, real, POLICY,
+                                         distance))
+        means = torch.stack(losses).cpu().chunk(windows)
+        found.append(torch.stack([window.mean(0) for window in means]))
+    print(f"{args.curves} steps, means over each {args.curves // windows}; ± their deviation over "
+          f"{seeds} seeds\n| | " + " | ".join(rows) + " |\n| --- |" + " --- |" * len(rows))
+    for i, loss in enumerate(("hinge", "reconstruction", "G")):
+        cells = []
+        for values in rows.values():
+            values = torch.stack(values)[:, :, i]
+            cells.append(", ".join(f"{mean:.2f} ± {spread:.2f}" for mean, spread in
+                                   zip(values.mean(0), values.std(0), strict=True)))
+        print(f"| {loss} | " + " | ".join(cells) + " |")
+
+
 def main(args):
     torch.manual_seed(0)
     device = training.choose_device(args.device)
@@ -342,7 +380,8 @@ def main(args):
             else cpu[0].split(": ")[1] if cpu else platform.processor())
     print(f"{name}, {torch.get_num_threads()} threads, torch {torch.__version__}; {args.model} at "
           f"{args.size}×{args.size}, batch {args.batch_size}")
-    (epoch_table if args.epochs else step_table)(args, device)
+    table = epoch_table if args.epochs else loss_curves if args.curves else step_table
+    table(args, device)
 
 
 if __name__ == "__main__":
@@ -357,6 +396,7 @@ if __name__ == "__main__":
     parser.add_argument("--reconstruction", choices=["lpips", "l1"], default="lpips")
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--epochs", action="store_true", help="with the photos of --data")
+    parser.add_argument("--curves", type=int, help="so many steps of FastGAN on those photos")
     parser.add_argument("--data", default="data/bedroom")
     parser.add_argument("--limit", type=int, help="only so many photos")
     main(parser.parse_args())

@@ -14,7 +14,10 @@ def published_l1(x, y):
 
 
 def published_step(g, d, adam_g, adam_d, average, decay, real, distance):
-    """One iteration on photos in [-1, 1]; changes the networks and `average` (a list)."""
+    """One iteration on photos in [-1, 1]; changes the networks and `average` (a list).
+
+    Gives the losses (3,) as train_fastgan.train_step does.
+    """
     policy = ["color", "translation"]
     z = torch.randn(len(real), g.z_dim, device=real.device)
     part = int(torch.randint(4, (), device=real.device))
@@ -32,17 +35,21 @@ def published_step(g, d, adam_g, adam_d, average, decay, real, distance):
     whole, whole_small, quarter = d.reconstruct(maps, part)
     loss = distance(whole, shrunk) + distance(whole_small, shrunk) + distance(quarter, crop)
     margin = 0.8 + 0.2 * torch.rand(logits.shape, device=real.device)
-    (loss + (margin - logits).clamp(min=0).mean()).backward()
+    on_real = (margin - logits).clamp(min=0).mean()
+    (loss + on_real).backward()
     logits, _ = d(big.detach(), small.detach())
     margin = 0.8 + 0.2 * torch.rand(logits.shape, device=real.device)
-    (margin + logits).clamp(min=0).mean().backward()
+    on_fake = (margin + logits).clamp(min=0).mean()
+    on_fake.backward()
     adam_d.step()
 
     g.zero_grad()
-    (-d(big, small)[0].mean()).backward()
+    g_loss = -d(big, small)[0].mean()
+    g_loss.backward()
     adam_g.step()
     for a, p in zip(average, g.parameters(), strict=True):
         a.mul_(decay).add_((1 - decay) * p.data)
+    return torch.stack([on_real + on_fake, loss, g_loss]).detach()
 
 
 def plain_gan_step(g, d, adam_g, adam_d, real):
