@@ -92,8 +92,10 @@ if __name__ == "__main__":
     group = parser.add_argument_group("DCGAN")
     group.add_argument("--epochs", type=training.count, default=1350, metavar="N",
                        help="steps in all")
-    group.add_argument("--features", type=training.width, default=64, help="width of the networks")
-    group.add_argument("--z-dim", type=training.width, default=100, help="length of a latent")
+    group.add_argument("--features", type=training.width, default=64, metavar="N",
+                       help="width of the networks")
+    group.add_argument("--z-dim", type=training.width, default=100, metavar="N",
+                       help="length of a latent")
     group.add_argument("--augment", type=training.augmentation, default="none", metavar="LIST",
                        help="DiffAugment: color, translation, both or none")
     with training.system_errors():

@@ -168,8 +168,10 @@ if __name__ == "__main__":
     group = parser.add_argument_group("FastGAN")
     group.add_argument("--iters", type=training.count, default=50000, metavar="N",
                        help="steps in all")
-    group.add_argument("--features", type=training.width, default=64, help="width of the networks")
-    group.add_argument("--z-dim", type=training.width, default=256, help="length of a latent")
+    group.add_argument("--features", type=training.width, default=64, metavar="N",
+                       help="width of the networks")
+    group.add_argument("--z-dim", type=training.width, default=256, metavar="N",
+                       help="length of a latent")
     group.add_argument("--reconstruction", choices=["lpips", "l1"], default="lpips",
                        help="the decoders' loss; l1 needs no pretrained weights")
     group.add_argument("--augment", type=training.augmentation, default="color,translation",

@@ -82,6 +82,7 @@ if __name__ == "__main__":
     group = parser.add_argument_group("GAN")
     group.add_argument("--epochs", type=training.count, default=50, metavar="N",
                        help="steps in all")
-    group.add_argument("--z-dim", type=training.width, default=50, help="length of a latent")
+    group.add_argument("--z-dim", type=training.width, default=50, metavar="N",
+                       help="length of a latent")
     with training.system_errors():
         training.train(main, *training.parse_arguments(parser, "gan", DEMO))

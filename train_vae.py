@@ -118,7 +118,8 @@ if __name__ == "__main__":
     group = parser.add_argument_group("VAE")
     group.add_argument("--epochs", type=training.count, default=1500, metavar="N",
                        help="steps in all")
-    group.add_argument("--latent", type=training.width, default=512, help="length of a latent")
+    group.add_argument("--latent", type=training.width, default=512, metavar="N",
+                       help="length of a latent")
     group.add_argument("--kl-weight", type=training.number(float, 0), default=0.00025, metavar="X",
                        help="of the KL divergence beside the mean squared error")
     group.add_argument("--lr-decay", type=training.number(float, 0, math.nextafter(1, 2)),

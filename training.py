@@ -1,7 +1,9 @@
 """What the training scripts share: arguments, photos in memory, run folders, exact resume.
 
-A training script reads its arguments with `parse_arguments`, its photos with `load_images`, and
-then is one loop; everything here is a function that the loop calls. No losses and no networks.
+In this order: arguments and errors; several processes; precision and CUDA graphs; photos;
+sampling; run folders and their log; checkpoints; a run. A training script reads its arguments
+with `parse_arguments` and its photos with `load_photos`, and then is one loop over `Run.steps`.
+No losses and no networks.
 """
 
 import argparse
@@ -210,7 +212,8 @@ def add_common_arguments(parser, *, data, size, fit, batch_size, lr, every):
     every: (checkpoint, samples, log), in steps.
     """
     group = parser.add_argument_group("data and model")
-    group.add_argument("--data", default=data, help="folder prepare_data.py wrote, or of photos")
+    group.add_argument("--data", default=data, metavar="DIR",
+                       help="folder prepare_data.py wrote, or of photos")
     group.add_argument("--limit", type=count, metavar="N", help="only the first N training photos")
     group.add_argument("--size", type=width, default=size, metavar="N", help="image side, pixels")
     group.add_argument("--fit", choices=["square", "crop"], default=fit,
@@ -225,13 +228,13 @@ def add_common_arguments(parser, *, data, size, fit, batch_size, lr, every):
                        help="of the networks' passes; auto is bf16 where the device is fast at it; "
                             "fp32 is TF32 on GPUs that have it")
     group.add_argument("--compile", action=argparse.BooleanOptionalAction, default=False,
-                       help="the networks by torch.compile: minutes at the start, quicker steps "
-                            "(on a GPU each as one CUDA graph)")
+                       help="for GPUs: torch.compile, and a step as one CUDA graph; takes minutes "
+                            "at the start")
     group.add_argument("--deterministic", action=argparse.BooleanOptionalAction, default=False,
                        help="only kernels that give the same bits every time (the CPU's do anyway)")
     group.add_argument("--demo", action="store_true", help="small and quick, on drawn scenes")
     group = parser.add_argument_group("run folder")
-    group.add_argument("--out", default="runs", help="folder of run folders")
+    group.add_argument("--out", default="runs", metavar="DIR", help="folder of run folders")
     group.add_argument("--name", help="of the run folder (default: <model>-<data>-<time>)")
     group.add_argument("--resume", metavar="PATH|latest", help="go on from a checkpoint")
     group.add_argument("--ckpt-every", type=count, default=every[0], metavar="N", help="steps")
@@ -432,7 +435,7 @@ def gathered(value):
 
 
 # ---------------------------------------------------------------------------------------------
-# Precision
+# Precision, and many launches as one
 # ---------------------------------------------------------------------------------------------
 
 

@@ -4,6 +4,7 @@
     python tests/bench_train.py --size 1024 --steps 5 --compile
     python tests/bench_train.py --model dcgan                  # or vae, gan: the plain way and ours
     python tests/bench_train.py --epochs --model vae           # with the photos: epochs a minute
+    python tests/bench_train.py --parts                        # what its parts take of our step
     python tests/bench_train.py --curves 300 --features 8 --batch-size 4 --reconstruction l1
                                      # losses on the photos: the published way, ours, ours in bf16
 
@@ -265,6 +266,60 @@ def step_table(args, device):
         f"{min(times[name]):.2f} to {max(times[name]):.2f}" for name, *_ in rows))
 
 
+def parts_table(args, device):
+    """What parts of FastGAN's step take alone, forward and backward, as shares of the step."""
+    networks = {"generator": nets.FastGANGenerator(args.size, 256, args.features).to(device),
+                "discriminator": nets.FastGANDiscriminator(args.size, args.features).to(device)}
+    generator, discriminator = networks.values()
+    adams = {name: torch.optim.Adam(net.parameters(), 2e-4, (0.5, 0.999), fused=True)
+             for name, net in networks.items()}
+    average = [p.detach().clone() for p in generator.parameters()]
+    numerics = training.Numerics(device, args.precision)
+    photos = torch.randint(256, (64, 3, args.size, args.size), device=device, dtype=torch.uint8)
+    real = training.take_batch(photos, torch.arange(args.batch_size), device)
+    with replaced(metrics, "lpips_network", lambda net, device, build=metrics.lpips_network:
+                  build(net, "random", device)):
+        distance = train_fastgan.perceptual_distance(args.reconstruction, numerics)
+
+    def step():
+        train_fastgan.train_step(networks, adams, numerics, average, 0.001, real, POLICY, distance)
+
+    def normalise(network):
+        weights = [module.weight() for module in network.modules()
+                   if isinstance(module, nets.SpectralConv2d)]
+        torch.autograd.backward(weights, [torch.ones_like(weight) for weight in weights])
+
+    def augment():
+        training.diff_augment(real, POLICY)  # as in a step: photos, and fakes of two sizes
+        for side in (args.size, 128):
+            fake = real[:, :, :side, :side].clone().requires_grad_()
+            training.diff_augment(fake, POLICY).sum().backward()
+
+    def updates():
+        for network, adam in zip(networks.values(), adams.values(), strict=True):
+            for parameter in network.parameters():
+                parameter.grad = torch.zeros_like(parameter)
+            adam.step()
+            adam.zero_grad()
+        change = torch._foreach_sub(list(generator.parameters()), average)
+        torch._foreach_add_(average, torch._foreach_mul(change, 0.001))
+
+    parts = {"our step": step,
+             "G's spectral norms": lambda: normalise(generator),
+             "D's spectral norms, once of three times": lambda: normalise(discriminator),
+             "DiffAugment": augment,
+             "photos: gather, scale, mirror": lambda: training.mirror(
+                 training.take_batch(photos, torch.arange(args.batch_size), device)),
+             "Adam and the average": updates}
+    times = {name: [] for name in parts}
+    for _, (name, part) in itertools.product(range(args.steps + 1), parts.items()):
+        times[name].append(seconds(part, device))
+    medians = {name: statistics.median(values[1:]) for name, values in times.items()}
+    print("| part | seconds | of the step |\n| --- | --- | --- |")
+    for name, t in medians.items():
+        print(f"| {name} | {t:.3g} | {t / medians['our step']:.1%} |")
+
+
 # ---------------------------------------------------------------------------------------------
 # With the photos
 # ---------------------------------------------------------------------------------------------
@@ -380,8 +435,11 @@ def main(args):
             else cpu[0].split(": ")[1] if cpu else platform.processor())
     print(f"{name}, {torch.get_num_threads()} threads, torch {torch.__version__}; {args.model} at "
           f"{args.size}×{args.size}, batch {args.batch_size}")
-    table = epoch_table if args.epochs else loss_curves if args.curves else step_table
-    table(args, device)
+    for table, asked in ((epoch_table, args.epochs), (loss_curves, args.curves),
+                         (parts_table, args.parts), (step_table, True)):
+        if asked:
+            table(args, device)
+            break
 
 
 if __name__ == "__main__":
@@ -396,6 +454,7 @@ if __name__ == "__main__":
     parser.add_argument("--reconstruction", choices=["lpips", "l1"], default="lpips")
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--epochs", action="store_true", help="with the photos of --data")
+    parser.add_argument("--parts", action="store_true", help="of FastGAN's step")
     parser.add_argument("--curves", type=int, help="so many steps of FastGAN on those photos")
     parser.add_argument("--data", default="data/bedroom")
     parser.add_argument("--limit", type=int, help="only so many photos")

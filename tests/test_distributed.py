@@ -10,6 +10,7 @@ import os
 import runpy
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -163,7 +164,7 @@ def test_one_process_writes_and_each_draws_its_own(whole_runs, model):
     assert not torch.equal(saved["random"]["cpu"], other["random"]["cpu"])
 
 
-def test_resume_with_as_many_is_exact_and_with_fewer_works(whole_runs):
+def test_resume_with_as_many_is_exact_and_with_fewer_or_more_works(whole_runs):
     commands = {2: [], 1: []}
     for model in TINY:
         for number in commands:
@@ -175,7 +176,16 @@ def test_resume_with_as_many_is_exact_and_with_fewer_works(whole_runs):
     done = launch(__file__, json.dumps(commands[2]))
     assert done.returncode == 0, done.stderr
     run_in_this_process(commands[1])
+    more = []
+    for model, tiny in TINY.items():  # copied: this process locks the folder
+        shutil.copytree(whole_runs / f"{model}1", whole_runs / f"{model}more")
+        more.append([str(ROOT / f"train_{model}.py"), "--resume", str(whole_runs / f"{model}more"),
+                     tiny[-1], "5"])
+    done = launch(__file__, json.dumps(more))
+    assert done.returncode == 0, done.stderr
     for model in TINY:
+        saved = training.read_checkpoint(whole_runs / f"{model}more" / "ckpt_000005.pth")
+        assert len(saved["others"]) == 1, model  # of the second process
         first, second, alone = (training.read_checkpoint(whole_runs / f"{model}{number}" /
                                                          "ckpt_000004.pth")
                                 for number in ("", 2, 1))
@@ -186,6 +196,30 @@ def test_resume_with_as_many_is_exact_and_with_fewer_works(whole_runs):
                     == (whole_runs / f"{model}2" / name).read_bytes()), model
         assert alone["step"] == 4 and alone["others"] == []
         assert training.digest(first["networks"]) != training.digest(alone["networks"])
+
+
+def test_two_nodes_are_two_processes(whole_runs, bedrooms, tmp_path):
+    """Two launchers with an address between them; bit for bit what one launcher's processes do."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [ROOT / "train_gan.py", *COMMON, *TINY["gan"], 4, "--data", bedrooms, "--out",
+               tmp_path, "--name", "gan"]
+    nodes = [subprocess.Popen(
+        [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", f"--node_rank={node}",
+         "--nproc_per_node=1", "--master_addr=127.0.0.1", f"--master_port={port}",
+         *map(str, command)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for node in range(2)]
+    try:
+        for node in nodes:
+            _, errors = node.communicate(timeout=180)
+            assert node.returncode == 0, errors
+    finally:
+        for node in nodes:
+            node.kill()
+    one, two = (training.read_checkpoint(out / "gan" / "ckpt_000004.pth")
+                for out in (whole_runs, tmp_path))
+    assert training.digest(one["networks"]) == training.digest(two["networks"])
 
 
 def run_in_this_process(commands):
