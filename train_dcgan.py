@@ -64,8 +64,7 @@ def main(args, checkpoint):
     adam = {"lr": args.lr, "betas": (0.5, 0.999), "fused": True, "capturable": True}
     optimizers = {name: torch.optim.Adam(network.parameters(), **adam)
                   for name, network in networks.items()}
-    images, fingerprint = training.load_photos(args)
-    images = training.place_images(images, device)
+    images, fingerprint = training.load_photos(args, device)
     run = training.Run("dcgan", args, checkpoint, numerics, config, networks, optimizers,
                        (len(images), fingerprint), ["d_loss", "g_loss"])
     fixed = training.latents(args.seed, range(64), args.z_dim).to(device)

@@ -129,8 +129,7 @@ def main(args, checkpoint):
         training.fail(f"--size {args.size}: {error}")
     discriminator = FastGANDiscriminator(args.size, args.features).to(device)
     distance = perceptual_distance(args.reconstruction, numerics)
-    images, fingerprint = training.load_photos(args)
-    images = training.place_images(images, device)
+    images, fingerprint = training.load_photos(args, device)
 
     adam = {"lr": args.lr, "betas": (0.5, 0.999), "fused": True, "capturable": True}
     optimizers = {"generator": torch.optim.Adam(generator.parameters(), **adam),

@@ -79,12 +79,13 @@ def main(args, checkpoint):
         vae = VAE(**config).to(device, memory_format=numerics.layout)
     except ValueError as error:
         training.fail(f"--size {args.size}: {error}")
-    lr = torch.tensor(args.lr, device=device)  # a tensor, so that a CUDA graph sees it change
-    optimizer = torch.optim.Adam(vae.parameters(), lr, fused=True, capturable=True)
-    images, fingerprint = training.load_photos(args)
-    sets = [training.place_images(images, device)]
+    # The learning rate is a tensor, so that a CUDA graph sees it change.
+    optimizer = torch.optim.Adam(vae.parameters(), torch.tensor(args.lr, device=device),
+                                 fused=True, capturable=True)
+    images, fingerprint = training.load_photos(args, device)
+    sets = [images]
     if training.has_validation(args.data):
-        sets.append(training.place_images(training.load_photos(args, "val")[0], device))
+        sets.append(training.load_photos(args, device, "val")[0])
     # The decoder is named as the generator of the other models is, and sampled from like it.
     networks = {"encoder": vae.encoder, "generator": vae.decoder}
     run = training.Run("vae", args, checkpoint, numerics, config, networks, {"vae": optimizer},
@@ -93,7 +94,7 @@ def main(args, checkpoint):
 
     update = run.compiled(lambda real: train_step(vae, optimizer, numerics, real, args.kl_weight))
     for epoch in run.steps(args.epochs):
-        lr.fill_(args.lr * args.lr_decay ** (epoch - 1))
+        optimizer.param_groups[0]["lr"].fill_(args.lr * args.lr_decay ** (epoch - 1))
         for indices in training.epoch_batches(len(images), args.batch_size, epoch - 1, args.seed):
             real = training.take_batch(sets[0], indices, device)
             run.add(update(real))

@@ -277,23 +277,6 @@ def typed(name, value):
     return f"--{name}={(','.join(map(str, value)) or 'none') if isinstance(value, list) else value}"
 
 
-def check_unchanged(checkpoint, **current):
-    """Fails, naming both values, where a resumed run's architecture would change."""
-    for key, value in current.items():
-        saved = checkpoint["config"].get(key)
-        if saved != value:
-            fail(f"a resumed run keeps its {key}: {saved} in {checkpoint['path']}, {value} now")
-
-
-def check_data(checkpoint, data, fingerprint):
-    """Fails, naming both, where a run would be resumed on other photos."""
-    saved = checkpoint.get("data")
-    if saved not in (None, fingerprint):
-        before = checkpoint["args"].get("data")
-        fail(f"a resumed run keeps its photos: {before} ({saved[:12]}) in "
-             f"{checkpoint['path']}, {data} ({fingerprint[:12]}) now")
-
-
 def start(args, checkpoint, demo, **config):
     """The Numerics, after what every script does first: demo scenes, architecture, seed.
 
@@ -312,8 +295,10 @@ def start(args, checkpoint, demo, **config):
         if rank() == 0:
             make_demo_data(args.data)
         together(distributed.barrier)
-    if checkpoint:
-        check_unchanged(checkpoint, **config)
+    for name, value in config.items() if checkpoint else ():
+        saved = checkpoint["config"].get(name)
+        if saved != value:
+            fail(f"a resumed run keeps its {name}: {saved} in {checkpoint['path']}, {value} now")
     torch.manual_seed(args.seed)
     return numerics
 
@@ -665,8 +650,11 @@ def load_images(data, split, size, fit="square"):
     return torch.from_numpy(images), fingerprint
 
 
-def load_photos(args, split="train"):
-    """load_images as a training script's arguments say, the first --limit photos of train."""
+def load_photos(args, device, split="train"):
+    """load_images as a training script's arguments say, the first --limit photos of train.
+
+    On the device if half of its free memory takes them.
+    """
     if rank() > 0:
         together(distributed.barrier)  # the first process makes the cache that the others read
     images, fingerprint = load_images(args.data, split, args.size, args.fit)
@@ -675,14 +663,9 @@ def load_photos(args, split="train"):
     if split == "train" and args.limit and args.limit < len(images):
         images = images[: args.limit].clone()
         fingerprint = hashlib.sha256(images.numpy()).hexdigest()
-    return images, fingerprint
-
-
-def place_images(images, device):
-    """The tensor on the device if half of its free memory takes it, else where it is."""
     if device.type == "cuda" and images.nbytes > torch.cuda.mem_get_info(device)[0] / 2:
-        return images
-    return images.to(device)
+        return images, fingerprint
+    return images.to(device), fingerprint
 
 
 @functools.lru_cache(maxsize=2)
@@ -1336,8 +1319,11 @@ class Run:
 
     def restore(self, saved):
         """Puts the checkpoint's state into the networks, the optimisers and every generator."""
-        check_data(saved, self.args.data, self.fingerprint)
         self.step, path = saved["step"], saved["path"]
+        if saved["data"] not in (None, self.fingerprint):
+            fail(f"a resumed run keeps its photos: {saved['args'].get('data')} "
+                 f"({saved['data'][:12]}) in {path}, {self.args.data} "
+                 f"({self.fingerprint[:12]}) now")
         for name, network in self.networks.items():
             load_weights(network, saved["networks"][name], path)
         if saved["optimizers"]:
