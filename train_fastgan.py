@@ -20,31 +20,71 @@ DEMO = {"data": "data/demo", "size": 256, "features": 16, "batch_size": 4, "iter
         "reconstruction": "l1", "ckpt_every": 250, "sample_every": 100, "log_every": 10}
 
 
-def perceptual_distance(kind, numerics):
-    """A function of two image batches in [-1, 1] that returns their distance, summed over images.
+class LayerDistance(torch.autograd.Function):
+    """LPIPS of one layer's maps (Zhang et al. 2018), differentiable in the first.
 
-    "lpips": LPIPS-VGG, as published, differentiable in the first. "l1": mean absolute difference,
-    which needs no weights.
+    apply(a, b (n, c, h, w), w (c, 1, 1)): squared differences of the maps, each pixel's c values
+    divided by their length, weighted by w; a sum over images of means over pixels, in float32.
+    With autograd's own gradients and every image at once, a third of a CPU's step was this.
+    """
+
+    @staticmethod
+    def forward(ctx, a, b, w):
+        dtype = torch.promote_types(a.dtype, torch.float32)
+        total, saved = a.new_zeros((), dtype=dtype), []
+        # On a CPU image by image, which its cache holds; a GPU would wait for launches.
+        for x, y in zip(*(maps.split(1 if maps.is_cpu else len(maps)) for maps in (a, b)),
+                        strict=True):
+            scale, other = (torch.linalg.vector_norm(maps, dim=1, keepdim=True, dtype=dtype)
+                            .clamp_min_(1e-10).reciprocal_() for maps in (x, y))
+            difference = x * scale
+            difference -= y * other
+            weighted = difference * w
+            total += torch.dot(*(maps.permute(0, 2, 3, 1).flatten()
+                                 for maps in (difference, weighted)))
+            saved += x, scale, weighted
+        ctx.pixels = a[0, 0].numel()
+        ctx.save_for_backward(*saved)
+        return total / ctx.pixels
+
+    @staticmethod
+    def backward(ctx, gradient):
+        parts, gradient = [], 2 * gradient / ctx.pixels
+        for x, scale, weighted in zip(*(ctx.saved_tensors[i::3] for i in range(3)), strict=True):
+            along = (x * weighted).sum(1, keepdim=True)  # what only changes a pixel's length
+            change = weighted - x * (along * scale.square())
+            parts.append((change * (scale * gradient)).to(x.dtype))
+        return torch.cat(parts), None, None
+
+
+def perceptual_distance(kind, numerics):
+    """A function of two lists of image batches in [-1, 1]: their distances pair by pair, summed
+    over pairs and images, and differentiable in the first list.
+
+    "lpips": LPIPS-VGG, as published. "l1": mean absolute difference, which needs no weights.
     """
     if kind == "l1":
-        return lambda x, y: (x - y).abs().mean((1, 2, 3)).sum()
+        return lambda xs, ys: sum((x - y).abs().mean((1, 2, 3)).sum()
+                                  for x, y in zip(xs, ys, strict=True))
     from metrics import WeightsError, lpips_network
 
     try:
         network = lpips_network("vgg", device=numerics.device)
     except WeightsError as error:
         training.fail(str(error).replace("--weights random", "--reconstruction l1"))
+    weights = [head.model[-1].weight[0] for head in network.lins]
 
-    def features(images):
+    def features(batches):
         with numerics.autocast():
-            maps = network.net(network.scaling_layer(images))
-        return [F.normalize(layer.float(), eps=1e-10) for layer in maps]
+            return network.net(network.scaling_layer(torch.cat(batches)))
 
-    def distance(x, y):
+    def distance(xs, ys):
+        place = {y: i for i, y in enumerate(dict.fromkeys(ys))}  # a target given twice: one pass
         with torch.no_grad():
-            targets = features(y)
-        layers = zip(network.lins, features(x), targets, strict=True)
-        return sum(head((a - b).square()).mean((2, 3)).sum() for head, a, b in layers)
+            targets = [maps.chunk(len(place)) for maps in features(list(place))]
+        return sum(LayerDistance.apply(x, target[place[y]], w)
+                   for maps, target, w in zip(features(xs), targets, weights, strict=True)
+                   for x, y in zip(maps.chunk(len(xs)), ys, strict=True))
 
     return distance
 
@@ -78,11 +118,11 @@ def train_step(networks, optimizers, numerics, average, weight, real, augment, d
 
     # D's three decoders show the whole photo, again from the small path, and one quadrant.
     real_128 = F.interpolate(real, size=128)
-    targets = torch.cat([real_128, real_128, F.interpolate(quadrant(real, part), size=128)])
+    targets = [real_128, real_128, F.interpolate(quadrant(real, part), size=128)]
     with numerics.autocast():
         logits, maps = discriminator(real, real_128)
-        decoded = torch.cat(discriminator.reconstruct(maps, part))
-    reconstruction = distance(decoded.float(), targets)
+        decoded = discriminator.reconstruct(maps, part)
+    reconstruction = distance([images.float() for images in decoded], targets)
     on_real = hinge_real(logits)
     numerics.backward(on_real + reconstruction)
     with numerics.autocast():

@@ -5,8 +5,7 @@
     python tests/bench_train.py --model dcgan                  # or vae, gan: the plain way and ours
     python tests/bench_train.py --epochs --model vae           # with the photos: epochs a minute
     python tests/bench_train.py --parts                        # what its parts take of our step
-    python tests/bench_train.py --curves 300 --features 8 --batch-size 4 --reconstruction l1
-                                     # losses on the photos: the published way, ours, ours in bf16
+    python tests/bench_train.py --curves 300 --features 8 --batch-size 4   # losses on the photos
 
 On a CPU OMP_NUM_THREADS=1 gives the steadiest numbers. Photos and VGG are random (its speed is that
 of the pretrained one); medians over --steps. TFLOP are counted in convolutions and matrix products,
@@ -134,17 +133,20 @@ def fastgan_steps(args, device):
     real = torch.rand(args.batch_size, 3, args.size, args.size, device=device) * 2 - 1
     fp32 = training.Numerics(device, "fp32")
     fast = training.Numerics(device, args.precision)
-    with replaced(metrics, "lpips_network", lambda net, device, build=metrics.lpips_network:
-                  build(net, "random", device)):
+    lpips = metrics.lpips_network("vgg", "random", device)
+    with replaced(metrics, "lpips_network", lambda *_, **__: lpips):
         distance, fast_distance = (train_fastgan.perceptual_distance(args.reconstruction, numerics)
                                    for numerics in (fp32, fast))
 
-    def pairs(x, y):
-        return sum(map(distance, x.chunk(3), y.chunk(3)))
+    def plain(x, y):
+        return lpips(x, y).sum() if args.reconstruction == "lpips" else published.published_l1(x, y)
+
+    def pairs(xs, ys):
+        return sum(map(plain, xs, ys))
 
     def published_way():
         published.published_step(*networks.values(), *adams[None].values(), average, 0.999, real,
-                                 distance)
+                                 plain)
 
     def ours(numerics, fused, distance, layout):
         with contextlib.ExitStack() as stack:
@@ -156,7 +158,8 @@ def fastgan_steps(args, device):
 
     rows = [("published way", "fp32", published_way),
             ("D frozen in G's step, EMA in one", "fp32", lambda: ours(fp32, None, pairs, False)),
-            ("+ perceptual passes batched", "fp32", lambda: ours(fp32, None, distance, False)),
+            ("+ perceptual passes batched, their gradients by hand", "fp32",
+             lambda: ours(fp32, None, distance, False)),
             ("+ fused Adam", "fp32", lambda: ours(fp32, True, distance, False)),
             (f"+ networks in {fast.precision}", fast.precision,
              lambda: ours(fast, True, distance, False)),
@@ -402,16 +405,17 @@ def loss_curves(args, device, seeds=3, windows=4):
         adams = {name: torch.optim.Adam(net.parameters(), 2e-4, (0.5, 0.999), fused=True)
                  for name, net in networks.items()}
         average = [p.detach().clone() for p in networks["generator"].parameters()]
-        distance = train_fastgan.perceptual_distance(args.reconstruction, numerics)
+        distance = train_fastgan.perceptual_distance("l1", numerics)
         losses = []
         for step in range(args.curves):
             order = training.data_order(len(images), step * args.batch_size, args.batch_size, seed)
             real = training.mirror(training.take_batch(images, order, device))
-            losses.append(
-                published.published_step(*networks.values(), *adams.values(), average, 0.999, real,
-                                         distance) if name == "published way" else
-                train_fastgan.train_step(networks, adams, numerics, average, 0.001, real, POLICY,
-                                         distance))
+            if name == "published way":
+                losses.append(published.published_step(*networks.values(), *adams.values(), average,
+                                                       0.999, real, published.published_l1))
+            else:
+                losses.append(train_fastgan.train_step(networks, adams, numerics, average, 0.001,
+                                                       real, POLICY, distance))
         means = torch.stack(losses).cpu().chunk(windows)
         found.append(torch.stack([window.mean(0) for window in means]))
     print(f"{args.curves} steps, means over each {args.curves // windows}; ± their deviation over "
@@ -455,7 +459,7 @@ if __name__ == "__main__":
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--epochs", action="store_true", help="with the photos of --data")
     parser.add_argument("--parts", action="store_true", help="of FastGAN's step")
-    parser.add_argument("--curves", type=int, help="so many steps of FastGAN on those photos")
+    parser.add_argument("--curves", type=int, help="so many steps of FastGAN, L1")
     parser.add_argument("--data", default="data/bedroom")
     parser.add_argument("--limit", type=int, help="only so many photos")
     main(parser.parse_args())

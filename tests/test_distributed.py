@@ -47,13 +47,14 @@ def steps(n, device="cpu"):
     n photos; all in evaluation mode, where an image depends on no other in its batch.
     """
     numerics = training.Numerics(torch.device(device), "fp32")
+    l1 = train_fastgan.perceptual_distance("l1", numerics)
     torch.manual_seed(1)
     photos = torch.rand(2 * n, 3, 256, 256) * 2 - 1
 
     def fastgan(networks, descents, part, share):
         average = list(map(torch.clone, networks["generator"].parameters()))
         train_fastgan.train_step(networks, descents, numerics, average, 0.1, photos[part], [],
-                                 lambda x, y: share * (x - y).abs().mean((1, 2, 3)).sum())
+                                 lambda xs, ys: share * l1(xs, ys))
 
     def vae(networks, descents, part, share):
         train_vae.train_step(networks["vae"], descents["vae"], numerics,

@@ -110,17 +110,27 @@ def test_l1_reconstruction_is_a_mean_over_pixels_summed_over_images():
     x, y = torch.randn(2, 5, 3, 8, 8)
     distance = train_fastgan.perceptual_distance("l1", CPU)
     expected = sum(F.l1_loss(a, b) for a, b in zip(x, y, strict=True))
-    torch.testing.assert_close(distance(x, y), expected)
+    torch.testing.assert_close(distance([x[:2], x[2:]], [y[:2], y[2:]]), expected)
 
 
-def test_lpips_reconstruction_is_the_modules_distance_summed_over_images(monkeypatch):
-    network = metrics.lpips_network("vgg", weights="random")
+@pytest.mark.parametrize("chunked", [True, False])
+def test_lpips_reconstruction_is_the_modules_distance_summed_over_images(monkeypatch, chunked):
+    """And its gradient is the one that autograd finds for the module; image by image as on a CPU
+    or all at once as on a GPU; one target for two."""
+    network = metrics.lpips_network("vgg", weights="random").double()
     monkeypatch.setattr(metrics, "lpips_network", lambda name, device: {"vgg": network}[name])
-    x, y = torch.rand(2, 3, 3, 64, 64, requires_grad=True) * 2 - 1
-    distance = train_fastgan.perceptual_distance("lpips", CPU)(x, y)
-    expected = sum(network(x[i : i + 1], y[i : i + 1]).item() for i in range(3))
-    assert abs(distance.item() - expected) < 1e-4 * expected
-    assert torch.autograd.grad(distance, x)[0].abs().sum() > 0
+    if not chunked:
+        monkeypatch.setattr(torch.Tensor, "is_cpu", False)
+    x, y = (torch.rand(6, 3, 64, 64, dtype=torch.float64) * 2 - 1 for _ in range(2))
+    y[2:4] = y[:2]
+    x.requires_grad_()
+    distance = train_fastgan.perceptual_distance("lpips", CPU)
+    parts = list(y.split(2))
+    found = distance(list(x.split(2)), [parts[0], parts[0], parts[2]])
+    expected = network(x, y).sum()
+    assert abs(found.item() - expected.item()) < 1e-6 * expected.item()
+    one, other = (torch.autograd.grad(loss, x)[0] for loss in (found, expected))
+    assert (one - other).norm() < 1e-5 * other.norm() and other.norm() > 0
 
 
 def published_file(path, g, d, prefix="", **more):
