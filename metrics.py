@@ -13,6 +13,7 @@ known distance matrix again, let the points be its row numbers:
 
 Everything is computed block by block, and every random draw has its own seed: the global
 random state is neither read nor changed.
+torchvision and lpips take a second to import: the functions that need them do it.
 """
 
 import hashlib
@@ -25,14 +26,11 @@ from pathlib import Path
 from statistics import NormalDist
 from typing import BinaryIO, NamedTuple
 
-import lpips
 import numpy as np
 import torch
 import torch.nn.functional as F
-import torchvision
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
-from torchvision.models import inception
 
 TORCHVISION = "https://download.pytorch.org/models/"
 WEIGHTS = {
@@ -82,7 +80,9 @@ def resnet50_network(weights="pretrained", device="cpu"):
     raise accuracy and blur the distances between embeddings (Kornblith et al. 2021).
     weights: as for inception_network. Raises WeightsError. Source: He et al. 2016.
     """
-    net = _network("resnet50", torchvision.models.resnet50, weights)
+    from torchvision.models import resnet50
+
+    net = _network("resnet50", resnet50, weights)
     net.fc = nn.Identity()
     return _Extractor(net, _prepare_imagenet).to(device)
 
@@ -95,11 +95,12 @@ def lpips_network(net="alex", weights="pretrained", device="cpu"):
     VGG-16 or SqueezeNet 1.1, or 'random' (seeded). The learned linear heads come with the
     package. Raises WeightsError. Source: Zhang et al. 2018.
     """
+    from lpips import LPIPS
 
     def build():
         with warnings.catch_warnings():  # lpips builds its trunks by torchvision's old arguments
             warnings.simplefilter("ignore", UserWarning)
-            return lpips.LPIPS(net=net, pnet_rand=True, verbose=False)
+            return LPIPS(net=net, pnet_rand=True, verbose=False)
 
     module = _network(net, build, weights, trunk=lambda module: module.net)
     return module.to(device, memory_format=torch.channels_last)
@@ -133,64 +134,55 @@ def _prepare_imagenet(images):
     return (images - mean) / images.new_tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
 
 
-# FID's Inception is torchvision's but for its pools: TensorFlow's average leaves the padding
-# out of the count, and the last block has a maximum where every other block has an average.
-
-
-def _average_pool(x):
-    return F.avg_pool2d(x, 3, stride=1, padding=1, count_include_pad=False)
-
-
-def _max_pool(x):
-    return F.max_pool2d(x, 3, stride=1, padding=1)
-
-
-class _FidInceptionA(inception.InceptionA):
-    def _forward(self, x):
-        return [
-            self.branch1x1(x),
-            self.branch5x5_2(self.branch5x5_1(x)),
-            self.branch3x3dbl_3(self.branch3x3dbl_2(self.branch3x3dbl_1(x))),
-            self.branch_pool(_average_pool(x)),
-        ]
-
-
-class _FidInceptionC(inception.InceptionC):
-    def _forward(self, x):
-        y = self.branch7x7dbl_3(self.branch7x7dbl_2(self.branch7x7dbl_1(x)))
-        return [
-            self.branch1x1(x),
-            self.branch7x7_3(self.branch7x7_2(self.branch7x7_1(x))),
-            self.branch7x7dbl_5(self.branch7x7dbl_4(y)),
-            self.branch_pool(_average_pool(x)),
-        ]
-
-
-class _FidInceptionE(inception.InceptionE):
-    pool = staticmethod(_average_pool)
-
-    def _forward(self, x):
-        y, z = self.branch3x3_1(x), self.branch3x3dbl_2(self.branch3x3dbl_1(x))
-        return [
-            self.branch1x1(x),
-            *(self.branch3x3_2a(y), self.branch3x3_2b(y)),
-            *(self.branch3x3dbl_3a(z), self.branch3x3dbl_3b(z)),
-            self.branch_pool(self.pool(x)),
-        ]
-
-
 def _fid_inception():
-    blocks = [
-        inception.BasicConv2d,
-        _FidInceptionA,
-        inception.InceptionB,
-        _FidInceptionC,
-        inception.InceptionD,
-        _FidInceptionE,
-        inception.InceptionAux,
-    ]
-    net = torchvision.models.Inception3(1008, False, inception_blocks=blocks, init_weights=False)
-    net.Mixed_7c.pool = _max_pool
+    """torchvision's Inception but for its pools, which are TensorFlow's.
+
+    The average leaves the padding out of the count, and the last block has a maximum where
+    every other block has an average.
+    """
+    from torchvision.models import Inception3, inception
+
+    def average_pool(x):
+        return F.avg_pool2d(x, 3, stride=1, padding=1, count_include_pad=False)
+
+    def max_pool(x):
+        return F.max_pool2d(x, 3, stride=1, padding=1)
+
+    class InceptionA(inception.InceptionA):
+        def _forward(self, x):
+            return [
+                self.branch1x1(x),
+                self.branch5x5_2(self.branch5x5_1(x)),
+                self.branch3x3dbl_3(self.branch3x3dbl_2(self.branch3x3dbl_1(x))),
+                self.branch_pool(average_pool(x)),
+            ]
+
+    class InceptionC(inception.InceptionC):
+        def _forward(self, x):
+            y = self.branch7x7dbl_3(self.branch7x7dbl_2(self.branch7x7dbl_1(x)))
+            return [
+                self.branch1x1(x),
+                self.branch7x7_3(self.branch7x7_2(self.branch7x7_1(x))),
+                self.branch7x7dbl_5(self.branch7x7dbl_4(y)),
+                self.branch_pool(average_pool(x)),
+            ]
+
+    class InceptionE(inception.InceptionE):
+        pool = staticmethod(average_pool)
+
+        def _forward(self, x):
+            y, z = self.branch3x3_1(x), self.branch3x3dbl_2(self.branch3x3dbl_1(x))
+            return [
+                self.branch1x1(x),
+                *(self.branch3x3_2a(y), self.branch3x3_2b(y)),
+                *(self.branch3x3dbl_3a(z), self.branch3x3dbl_3b(z)),
+                self.branch_pool(self.pool(x)),
+            ]
+
+    blocks = [inception.BasicConv2d, InceptionA, inception.InceptionB, InceptionC,
+              inception.InceptionD, InceptionE, inception.InceptionAux]
+    net = Inception3(1008, False, inception_blocks=blocks, init_weights=False)
+    net.Mixed_7c.pool = max_pool
     return net
 
 
@@ -504,6 +496,8 @@ def lpips_features(images, network, batch_size=None, progress=None, total=None):
     'alex', 21 MB at 1024x1024 (13 times as much with 'vgg'). Raises OSError when the disk is
     full, ValueError where the images are not `total` of one size.
     """
+    from lpips import normalize_tensor
+
     if total is None:
         images, total = [_images(images)], len(images)
     device = next(network.parameters()).device
@@ -519,7 +513,7 @@ def lpips_features(images, network, batch_size=None, progress=None, total=None):
         for layer, head in zip(network.net.children(), network.lins, strict=True):
             maps = layer(maps)
             scale = (head.model[-1].weight / maps[0, 0].numel()).sqrt() * HALF_SCALE
-            points = lpips.normalize_tensor(maps).mul_(scale).flatten(1).cpu().numpy()
+            points = normalize_tensor(maps).mul_(scale).flatten(1).cpu().numpy()
             for piece in np.split(points, range(CHUNK, points.shape[1], CHUNK), axis=1):
                 widths.append(piece.shape[1])
                 file.seek((start * total + done * widths[-1]) * dtype.itemsize)
