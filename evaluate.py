@@ -14,6 +14,9 @@ pca_<name>.png and neighbours_<cosine|lpips>_<name>.png, curve.png where a run h
 more, and fit_<name>.png on request to <run>/eval/. Features are kept in <data>/.cache/ and in
 .cache/ beside these files: the next call computes only what is new. The REAL column compares
 training with validation photos: the best that can be had.
+
+In this order: what to judge; images; features and neighbours, cached; from photos to numbers; the
+table; figures; a look into latent space; all of it.
 """
 
 import csv
@@ -41,54 +44,26 @@ from nets import DCGANGenerator, FastGANGenerator, GANGenerator, VAEDecoder
 
 GENERATORS = {"gan": GANGenerator, "dcgan": DCGANGenerator, "vae": VAEDecoder,
               "fastgan": FastGANGenerator}
-RANDOM = "random features: not comparable with published numbers"
-ROWS = {  # name in JSON and CSV: (in the table, the ideal, digits; None: 3 in all)
-    "fid_train": ("FID train", 0, 1),
-    "fid_validation": ("FID validation", 0, 1),
-    "fid_infinity_train": ("FID∞ train", 0, 1),
-    "fid_infinity_validation": ("FID∞ validation", 0, 1),
-    "kid_train": ("KID train", 0, None),
-    "kid_validation": ("KID validation", 0, None),
-    "precision": ("precision", 1, 2),
-    "recall": ("recall", 1, 2),
-    "density": ("density", 1, 2),
-    "coverage": ("coverage", 1, 2),
-    "aa_train": ("AA train", 0.5, 2),
-    "aa_test": ("AA test", 0.5, 2),
-    "privacy_loss": ("privacy loss", 0, 2),
-    "copies": ("suspected copies", 0, 2),
-    "aa_train_lpips": ("AA train, LPIPS", 0.5, 2),
-    "aa_test_lpips": ("AA test, LPIPS", 0.5, 2),
-    "privacy_loss_lpips": ("privacy loss, LPIPS", 0, 2),
-    "copies_lpips": ("suspected copies, LPIPS", 0, 2),
-}
-STUDY = [  # published, not ours: 331 images a set at 1024×1024
-    {"name": f"published {name}", **dict(zip(
-        ("fid_train", "fid_validation", "aa_train", "aa_test", "privacy_loss"), numbers,
-        strict=True))}
-    for name, *numbers in [
-        ("REAL", None, 63, 0.55, None, None), ("10K", 89, 87, 0.91, 0.91, 0.00),
-        ("50K", 76, 74, 0.86, 0.85, -0.01), ("100K", 79, 78, 0.86, 0.84, -0.02),
-        ("150K", 77, 77, 0.86, 0.85, -0.01)]
-]
 BATCH = 32  # images on their way at once
 CACHE = 1  # raised when features or lists change their meaning: older caches are then made anew
 
 
 class Column(NamedTuple):
-    """What is judged: a checkpoint's samples or a folder of images. `home` is where eval/ goes."""
+    """What is judged: a checkpoint's samples or a folder of images."""
 
     name: str
-    home: Path
-    size: int
+    home: Path  # the run folder or the folder of images: eval/ goes there
+    size: int  # of its images, in pixels
     source: dict | list  # a checkpoint without its networks, or image files
     key: str = ""  # digest of what determines its images
-    fit: str | None = None  # how its training photos were made square
+    fit: str | None = None  # how its training photos were made square; None of a folder
+
+    @property
+    def is_checkpoint(self):
+        return isinstance(self.source, dict)
 
 
-# ---------------------------------------------------------------------------------------------
-# What to judge
-# ---------------------------------------------------------------------------------------------
+# What to judge --------------------------------------------------------------------------
 
 
 def checkpoint_paths(run, wanted):
@@ -111,6 +86,7 @@ def checkpoint_paths(run, wanted):
 
 
 def checkpoint_columns(args):
+    """A Column of each checkpoint that --ckpt and --run name, without repeats."""
     by_step = any(name in ("latest", "all") or name.isdecimal() for name in args.ckpt)
     run = args.run or (training.find_run("runs") if by_step else None)
     if args.run and not Path(args.run).is_dir():
@@ -131,11 +107,16 @@ def checkpoint_columns(args):
     return columns
 
 
+def slug(name):
+    """A column's name as part of a file name."""
+    return re.sub(r"[^\w.-]+", "-", name)
+
+
 def unique_names(columns):
     """The columns, those of one name told apart by their folders, and then by numbers."""
     names = Counter(slug(column.name) for column in columns)
     columns = [column._replace(name=f"{column.home.resolve().parts[-1]} {column.name}")
-               if isinstance(column.source, dict) and names[slug(column.name)] > 1 else column
+               if column.is_checkpoint and names[slug(column.name)] > 1 else column
                for column in columns]
     seen, unique = Counter(), []
     for column in columns:
@@ -169,7 +150,7 @@ def folder_column(folder, size):
 def common_data(columns):
     """The data folder that the columns' checkpoints were trained on; data/bedroom for others."""
     folders = [str(column.source["args"].get("data", "data/bedroom"))
-               if isinstance(column.source, dict) else "data/bedroom" for column in columns]
+               if column.is_checkpoint else "data/bedroom" for column in columns]
     if len({Path(folder).resolve() for folder in folders}) > 1:
         named = ", ".join(sorted(set(folders)))
         training.fail(f"trained on different data ({named}): choose by --data")
@@ -182,9 +163,7 @@ def common_fit(columns):
     return fits.pop() if len(fits) == 1 else "square"
 
 
-# ---------------------------------------------------------------------------------------------
-# Images
-# ---------------------------------------------------------------------------------------------
+# Images ---------------------------------------------------------------------------------
 
 
 def load_generator(checkpoint, device):
@@ -202,7 +181,7 @@ def load_generator(checkpoint, device):
 
 @torch.no_grad()
 def sample(generator, rows, seed, batch_size=8):
-    """Batches of uint8 images; image i is of latent rows[i] alone.
+    """Batches of uint8 images (b, 3, h, w) on the CPU; image i is of latent rows[i] alone.
 
     The last batch is filled up: an image is the same, to the bit, however many there are.
     """
@@ -218,7 +197,7 @@ def sample(generator, rows, seed, batch_size=8):
 
 
 def decoded(files, size, fit):
-    """Batches of uint8 images (b, 3, size, size) of files."""
+    """Batches of uint8 images (b, 3, size, size) of files, made square by `fit`."""
     read = functools.partial(training.decode, size=size, fit=fit)
     with ThreadPoolExecutor() as pool:
         for start in range(0, len(files), BATCH):
@@ -230,7 +209,7 @@ def decoded(files, size, fit):
 
 
 def resized(images, size):
-    """uint8 images at size × size, antialiased bilinear."""
+    """uint8 images (n, 3, h, w) at size × size, by antialiased bilinear interpolation."""
     if images.shape[2:] == (size, size):
         return images
     images = F.interpolate(images.float(), (size, size), mode="bilinear", antialias=True)
@@ -238,7 +217,7 @@ def resized(images, size):
 
 
 def draw(total, n, seed):
-    """n of the rows 0 ... total - 1, drawn by seed, in their order."""
+    """n of the rows 0 ... total - 1, drawn by seed, in their order: a tensor (n,)."""
     return torch.from_numpy(np.sort(np.random.default_rng(seed).permutation(total)[:n]))
 
 
@@ -263,36 +242,32 @@ def saving(batches, folder):
         yield batch
 
 
-# ---------------------------------------------------------------------------------------------
-# Features and neighbours, cached
-# ---------------------------------------------------------------------------------------------
+# Features and neighbours, cached --------------------------------------------------------
 
 
-class ImageSet:
-    """Images at the size of the comparison, and their features in the spaces asked for so far.
+def cache_path(folder, kind, key):
+    """The file in which a value of this kind, made from what `key` lists, is cached."""
+    return folder / f"{kind}_{training.digest(key)[:32]}.pt"
 
-    key: a digest of what determines their pixels. batches(): yields them as uint8 tensors.
-    cache: a folder. Features are a tensor each; for LPIPS, points in a temporary file. made:
-    whether there was a pass over the images.
-    """
 
-    def __init__(self, name, key, n, batches, cache):
-        self.name, self.key, self.n = name, key, n
-        self.batches, self.cache, self.features, self.made = batches, cache, {}, False
+def read_cache(path):
+    """What write_cache wrote under this name; None if nothing whole is there."""
+    try:
+        saved = torch.load(path, weights_only=True)
+        whole = saved["sha256"] == training.digest([path.name, saved["value"]])
+    except Exception:  # a damaged file can raise anything
+        return None
+    return saved["value"] if whole else None
 
-    def load(self, spaces, extractors):
-        """Fills `features`, from the cache or else by one pass over the images."""
-        paths = {}
-        for space in set(spaces) - set(self.features):
-            paths[space] = cache_path(self.cache, space, [extractors.keys[space], self.key])
-            self.features[space] = read_cache(paths[space])
-        missing = [space for space in paths if self.features[space] is None]
-        if missing:
-            self.features |= extractors.extract(self.batches(), self.n, missing, self.name)
-            self.made = True
-            for space in missing:
-                if space != "lpips":  # a gigabyte for 400 images: only its neighbours are kept
-                    write_cache(paths[space], self.features[space])
+
+def write_cache(path, value):
+    """Tensors, lists and dicts of them into a file; a warning where it cannot be written."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with training.replacing(path) as file:
+            torch.save({"value": value, "sha256": training.digest([path.name, value])}, file)
+    except OSError as error:
+        print(f"warning: {path} not written ({error.strerror})", file=sys.stderr)
 
 
 class Extractors:
@@ -339,33 +314,39 @@ class Extractors:
         return {space: torch.cat(rows) for space, rows in parts.items()} | points
 
 
-def cache_path(folder, kind, key):
-    return folder / f"{kind}_{training.digest(key)[:32]}.pt"
+class ImageSet:
+    """Images at the size of the comparison, and their features in the spaces asked for so far.
 
+    key: a digest of what determines their pixels. batches(): yields them as uint8 tensors.
+    cache: a folder. Features are a tensor each; for LPIPS, points in a temporary file. made:
+    whether there was a pass over the images.
+    """
 
-def read_cache(path):
-    """What write_cache wrote under this name; None if nothing whole is there."""
-    try:
-        saved = torch.load(path, weights_only=True)
-        whole = saved["sha256"] == training.digest([path.name, saved["value"]])
-    except Exception:  # a damaged file can raise anything
-        return None
-    return saved["value"] if whole else None
+    def __init__(self, name, key, n, batches, cache):
+        self.name, self.key, self.n = name, key, n
+        self.batches, self.cache, self.features, self.made = batches, cache, {}, False
 
-
-def write_cache(path, value):
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with training.replacing(path) as file:
-            torch.save({"value": value, "sha256": training.digest([path.name, value])}, file)
-    except OSError as error:
-        print(f"warning: {path} not written ({error.strerror})", file=sys.stderr)
+    def load(self, spaces, extractors):
+        """Fills `features`, from the cache or else by one pass over the images."""
+        paths = {}
+        for space in set(spaces) - set(self.features):
+            paths[space] = cache_path(self.cache, space, [extractors.keys[space], self.key])
+            self.features[space] = read_cache(paths[space])
+        missing = [space for space in paths if self.features[space] is None]
+        if missing:
+            self.features |= extractors.extract(self.batches(), self.n, missing, self.name)
+            self.made = True
+            for space in missing:
+                if space != "lpips":  # a gigabyte for 400 images: only its neighbours are kept
+                    write_cache(paths[space], self.features[space])
 
 
 def neighbors(pairs, sets, n, space, distance, extractors, cache):
-    """{pair: Neighbors} of pairs of sets, "TF": of training photos among samples, and so on.
+    """{pair: Neighbors} of pairs of sets and the reverse of each.
 
-    sets: {letter: ImageSet}, the samples last. What is by LPIPS is cached.
+    "TF" is of the training photos T among the samples F, V are the validation photos. sets:
+    {letter: ImageSet}, the samples last. n: the size of the sets compared. What is by LPIPS is
+    cached.
     """
     key = [extractors.keys[space], pairs, n, metrics.LISTED, *(x.key for x in sets.values())]
     path = cache_path(cache, f"neighbours_{space}", key)
@@ -383,9 +364,189 @@ def neighbors(pairs, sets, n, space, distance, extractors, cache):
     return {name: metrics.Neighbors(*pair) for name, pair in lists.items()}
 
 
-# ---------------------------------------------------------------------------------------------
-# The table
-# ---------------------------------------------------------------------------------------------
+# From photos to numbers -----------------------------------------------------------------
+
+
+def photo_set(data, split, size, fit):
+    """The photos of a split; they are read for each pass, not held."""
+    images, fingerprint = training.load_images(data, split, size, fit)
+
+    def batches():
+        return training.load_images(data, split, size, fit)[0].split(BATCH)
+
+    return ImageSet(split, fingerprint, len(images), batches, Path(data) / ".cache")
+
+
+def sample_set(column, comparison):
+    """(the ImageSet of a column's samples, a function that gives some of them by their rows)."""
+    args, n, size = comparison.args, comparison.n, comparison.size
+    folder = args.save_samples and Path(args.save_samples) / slug(column.name)
+    if not column.is_checkpoint:
+        files = [column.source[row] for row in draw(len(column.source), n, args.seed)]
+        key = training.digest([column.key, args.seed, n, size, comparison.fit])
+
+        def made(rows):
+            return decoded([files[row] for row in rows], size, comparison.fit)
+    else:
+        key = training.digest([column.key, args.seed, n, size])
+        generator = functools.cache(lambda: load_generator(column.source, comparison.device))
+
+        def made(rows):
+            # The generator is made here, not in the thread that samples: it draws numbers.
+            return sample(generator(), rows, args.seed)
+
+    def batches():
+        images = made(range(n))
+        return (resized(batch, size) for batch in (saving(images, folder) if folder else images))
+
+    def some(rows):
+        return resized(torch.cat(list(made(rows))), size)
+
+    return ImageSet(column.name, key, n, batches, comparison.out / ".cache"), some
+
+
+def numbers(measures, n, name):
+    """{"n", row: number, ..., "intervals": {row: [low, high]}} of measures and their sets."""
+    values, intervals = {}, {}
+    for measure, sets in tqdm(measures, desc=f"numbers of {name}", disable=None, leave=False):
+        values |= measure.values(n, *sets)
+        intervals |= measure.intervals(n, *sets)
+    return {"n": n, **values, "intervals": intervals}
+
+
+class Comparison:
+    """The photos, and what is measured of samples against them at one size and in equal number."""
+
+    def __init__(self, args, data, columns, device):
+        self.args, self.data, self.device = args, data, device
+        self.size = args.size or min(column.size for column in columns)
+        self.fit = args.fit or common_fit(columns)
+        self.train, self.validation = (photo_set(data, split, self.size, self.fit)
+                                       for split in ("train", "val"))
+        self.files = training.split_files(data, "train")
+        counts = [self.train.n, self.validation.n, args.n or self.train.n]
+        counts += [len(column.source) for column in columns if not column.is_checkpoint]
+        self.n = min(counts)
+        if self.n < 2:
+            training.fail(f"sets of {self.n} are too small to compare; at least 2 images each")
+        if args.show and max(args.show) >= self.n:
+            training.fail(f"--show {max(args.show)}: the samples are 0 to {self.n - 1}")
+        self.out = Path(args.out or columns[0].home / "eval")
+        self.note = ("random features: not comparable with published numbers"
+                     if args.weights == "random" else None)
+        self.caption = (f"{Path(data).resolve().name}, {self.n} images a set at {self.size}×"
+                        f"{self.size} ({self.fit}), seed {args.seed}")
+        self.caption += f"; {self.note}" if self.note else ""
+        self.extractors = Extractors(args, device, self.size)
+        self.distances = {
+            "lpips": ("lpips", "_lpips", lambda x, y: metrics.pairwise_lpips(
+                x, y, self.extractors.network("lpips"))),
+            "cosine": ("resnet", "", metrics.pairwise_cosine)}
+
+    def load_photos(self):
+        """Features, lists of neighbours and components of the photos."""
+        n, sets = self.n, (self.train, self.validation)
+        # Sets are compared at equal size; copies are looked for among all training photos.
+        self.rows = [draw(images.n, n, self.args.seed) for images in sets]
+        self.lists = {
+            name: neighbors(["TT", "VV", "TV"], dict(zip("TV", sets, strict=True)), n, space,
+                            distance, self.extractors, self.train.cache)
+            for name, (space, _, distance) in self.distances.items()}
+        for images in sets:
+            images.load(["inception", "resnet"], self.extractors)
+        self.inception, self.resnet = (
+            [images.features[space][rows] for images, rows in zip(sets, self.rows, strict=True)]
+            for space in ("inception", "resnet"))
+        self.pca = metrics.principal_components(self.resnet[0]) if n > 2 else None
+
+    def warn(self, columns):
+        """Of columns that were trained on other photos, or on photos of another shape."""
+        others = [column.name for column in columns if column.fit not in (None, self.fit)]
+        if others:
+            print(f"warning: --fit {self.fit} for all photos, but {', '.join(others)} trained on "
+                  f"{'crop' if self.fit == 'square' else 'square'} ones", file=sys.stderr)
+        for column in columns:
+            trained_on = column.source.get("data") if column.fit else None
+            same_form = (column.size, column.fit) == (self.size, self.fit)
+            if same_form and trained_on not in (None, self.train.key):
+                print(f"warning: {column.name} was trained on other photos than {self.data}/train:"
+                      " its train rows and privacy loss say nothing of copying", file=sys.stderr)
+
+    def real(self):
+        """The REAL column: validation photos in the place of samples."""
+        measures = [(measure, self.inception)
+                    for measure in metrics.inception_measures(["validation"])]
+        measures += [(metrics.real_measure(self.lists[name], suffix), self.rows)
+                     for name, (_, suffix, _) in self.distances.items()]
+        return {"name": "REAL", "kind": "real", **numbers(measures, self.n, "REAL")}
+
+    def judge(self, column):
+        """(the numbers of a column, what its figures show)."""
+        fake, some = sample_set(column, self)
+        everything = [torch.arange(images.n) for images in (self.train, self.validation, fake)]
+        labels = [f"sample {row}" for row in range(self.n)]
+        result = {"name": column.name, "kind": "judged"}
+        if not column.is_checkpoint:
+            labels = [column.source[row].name
+                      for row in draw(len(column.source), self.n, self.args.seed)]
+            result["path"] = str(column.home)
+        else:
+            result |= {"path": str(column.source["path"]), "model": column.source["model"],
+                       "step": column.source["step"]}
+        measures, tests, shown = [], {}, {}
+        for name, (space, suffix, distance) in self.distances.items():
+            lists = self.lists[name] | neighbors(
+                ["FF", "TF", "VF"], {"T": self.train, "V": self.validation, "F": fake}, self.n,
+                space, distance, self.extractors, fake.cache)
+            measures += [(metrics.neighbor_measure(lists, suffix), [*self.rows, everything[2]]),
+                         (metrics.copy_measure(lists, suffix), everything)]
+            tests[name] = test = metrics.listed_copies(lists["FT"], lists["VT"])
+            nearest = test.distances.argsort(stable=True)[:4].tolist()
+            shown[name] = lists["FT"], self.args.show or nearest
+        if self.args.save_samples and not fake.made:  # all features were in the cache
+            deque(ahead(fake.batches()), maxlen=0)
+        inception = [*self.inception, fake.features["inception"]]
+        measures += [(measure, inception)
+                     for measure in metrics.inception_measures(["train", "validation"])]
+        result |= numbers(measures, self.n, column.name)
+        result["suspects"] = {
+            name: [{"sample": i, "name": labels[i], "photo": self.files[test.nearest[i]].name,
+                    "distance": test.distances[i].item()} for i in test.indices]
+            for name, test in tests.items()}
+        return result, (fake, some, labels, shown)
+
+
+# The table ------------------------------------------------------------------------------
+
+ROWS = {  # name in JSON and CSV: (in the table, the ideal, digits; None: 3 in all)
+    "fid_train": ("FID train", 0, 1),
+    "fid_validation": ("FID validation", 0, 1),
+    "fid_infinity_train": ("FID∞ train", 0, 1),
+    "fid_infinity_validation": ("FID∞ validation", 0, 1),
+    "kid_train": ("KID train", 0, None),
+    "kid_validation": ("KID validation", 0, None),
+    "precision": ("precision", 1, 2),
+    "recall": ("recall", 1, 2),
+    "density": ("density", 1, 2),
+    "coverage": ("coverage", 1, 2),
+    "aa_train": ("AA train", 0.5, 2),
+    "aa_test": ("AA test", 0.5, 2),
+    "privacy_loss": ("privacy loss", 0, 2),
+    "copies": ("suspected copies", 0, 2),
+    "aa_train_lpips": ("AA train, LPIPS", 0.5, 2),
+    "aa_test_lpips": ("AA test, LPIPS", 0.5, 2),
+    "privacy_loss_lpips": ("privacy loss, LPIPS", 0, 2),
+    "copies_lpips": ("suspected copies, LPIPS", 0, 2),
+}
+STUDY = [  # published, not ours: 331 images a set at 1024×1024
+    {"name": f"published {name}", **dict(zip(
+        ("fid_train", "fid_validation", "aa_train", "aa_test", "privacy_loss"), numbers,
+        strict=True))}
+    for name, *numbers in [
+        ("REAL", None, 63, 0.55, None, None), ("10K", 89, 87, 0.91, 0.91, 0.00),
+        ("50K", 76, 74, 0.86, 0.85, -0.01), ("100K", 79, 78, 0.86, 0.84, -0.02),
+        ("150K", 77, 77, 0.86, 0.85, -0.01)]
+]
 
 
 def rounded(row, value):
@@ -462,22 +623,26 @@ def csv_table(results, note):
     return text.getvalue()
 
 
-# ---------------------------------------------------------------------------------------------
-# Figures
-# ---------------------------------------------------------------------------------------------
+# Figures --------------------------------------------------------------------------------
 
 
-def save_figure(plt, figure, title, path):
+def new_figure(width, height, rows=1, columns=1, **sharing):
+    """(a figure of so many inches, its axes (rows, columns)); it needs no display."""
+    from matplotlib.figure import Figure  # slow to import, and --interpolate does without
+
+    figure = Figure((width, height), layout="constrained")
+    return figure, figure.subplots(rows, columns, squeeze=False, **sharing)
+
+
+def save_figure(figure, title, path):
     figure.suptitle(title.replace("; ", "\n"), fontsize=10)
     with training.replacing(path) as file:
         figure.savefig(file, format="png", dpi=100)
-    plt.close(figure)
 
 
-def table_figure(plt, results, caption, path):
+def table_figure(results, caption, path):
     cells, rows = table_cells(results), shown_rows(results)
-    figure, axes = plt.subplots(figsize=(2.2 + 1.7 * len(results), 0.6 + 0.28 * len(cells)),
-                                layout="constrained")
+    figure, ((axes,),) = new_figure(2.2 + 1.7 * len(results), 0.6 + 0.28 * len(cells))
     axes.axis("off")
     table = axes.table(cells[1:], colLabels=cells[0], bbox=[0, 0, 1, 1], cellLoc="center",
                        colWidths=[2.2] + [1.7] * len(results))
@@ -487,17 +652,16 @@ def table_figure(plt, results, caption, path):
         box.set_edgecolor("0.8")
         if i == 0 or (j and j - 1 in best(rows[i - 1], results)):
             box.set_text_props(weight="bold")
-    save_figure(plt, figure, caption, path)
+    save_figure(figure, caption, path)
 
 
-def neighbours_figure(plt, samples, lists, photos, names, suspected, title, path):
+def neighbours_figure(samples, lists, photos, names, suspected, title, path):
     """A row a sample, {its index: (its label, the image)}: the sample, then its nearest photos.
 
     photos: {index: image} of the training photos that are shown.
     """
     columns = 1 + min(4, lists.indices.shape[1])
-    figure, axes = plt.subplots(len(samples), columns, squeeze=False, layout="constrained",
-                                figsize=(2.2 * columns, 2.4 * len(samples) + 0.6))
+    figure, axes = new_figure(2.2 * columns, 2.4 * len(samples) + 0.6, len(samples), columns)
     for row, (i, (label, image)) in zip(axes, samples.items(), strict=True):
         row[0].imshow(image)
         row[0].set_title(label[-20:] + (": suspect" if i in suspected else ""), fontsize=9)
@@ -507,13 +671,12 @@ def neighbours_figure(plt, samples, lists, photos, names, suspected, title, path
             axis.set_title(f"{names[j][-20:]}: {d:.3f}", fontsize=9)
         for axis in row:
             axis.axis("off")
-    save_figure(plt, figure, title, path)
+    save_figure(figure, title, path)
 
 
-def pca_figure(plt, pca, panels, title, path):
+def pca_figure(pca, panels, title, path):
     """Panels of two embedding sets each on the axes of the training photos' components."""
-    figure, axes = plt.subplots(1, len(panels), figsize=(6 * len(panels), 5), squeeze=False,
-                                sharex=True, sharey=True, layout="constrained")
+    figure, axes = new_figure(6 * len(panels), 5, 1, len(panels), sharex=True, sharey=True)
     explained = " + ".join(f"{100 * share:.1f}%" for share in pca.explained)
     for axis, (subtitle, sets) in zip(axes[0], panels, strict=True):
         for (label, embeddings), marker in zip(sets.items(), "ox", strict=True):
@@ -521,12 +684,12 @@ def pca_figure(plt, pca, panels, title, path):
         axis.set(title=f"{subtitle}, variance {explained}", xlabel="component 1",
                  ylabel="component 2")
         axis.legend()
-    save_figure(plt, figure, title, path)
+    save_figure(figure, title, path)
 
 
-def curve_figure(plt, runs, real, caption, path):
+def curve_figure(runs, real, caption, path):
     """FID and adversarial accuracy over the steps of runs, {(folder, model): results}."""
-    figure, axes = plt.subplots(1, 2, figsize=(12, 4.5), layout="constrained")
+    figure, (axes,) = new_figure(12, 4.5, 1, 2)
     panels = [("FID", {"fid_train": "-", "fid_validation": "--"}, real["fid_validation"]),
               ("adversarial accuracy", {"aa_train": "-", "aa_test": "--"}, real["aa_train"])]
     for axis, (label, rows, reference) in zip(axes, panels, strict=True):
@@ -544,30 +707,53 @@ def curve_figure(plt, runs, real, caption, path):
         axis.set(xlabel="step (FastGAN: iterations, others: epochs)", ylabel=label)
         axis.legend(fontsize=8)
     axes[1].set_ylim(-0.03, 1.03)
-    save_figure(plt, figure, f"{caption}\nbands: 95% intervals", path)
+    save_figure(figure, f"{caption}\nbands: 95% intervals", path)
 
 
-def fit_figure(plt, fits, title, path):
+def fit_figure(fits, title, path):
     """The fits behind FID∞, {name: Extrapolation}: distances over 1 / n, down to 0."""
-    figure, axes = plt.subplots(figsize=(6, 4.5), layout="constrained")
+    figure, ((axes,),) = new_figure(6, 4.5)
     for number, (name, fit) in enumerate(fits.items()):
         x = 1 / np.array(fit.sizes)
         axes.plot(x, fit.distances, "o", color=f"C{number}", label=f"{name}: {fit.value:.1f}")
-        slope = ((np.mean(fit.distances) - fit.value) / x.mean())
+        slope = (np.mean(fit.distances) - fit.value) / x.mean()  # a regression meets the means
         ends = np.array([0, x.max()])
         axes.plot(ends, fit.value + slope * ends, color=f"C{number}", linewidth=1)
     axes.set(xlabel="1 / images a set", ylabel="FID", xlim=(0, None))
     axes.legend(title="FID∞", fontsize=9)
-    save_figure(plt, figure, title, path)
+    save_figure(figure, title, path)
 
 
-def slug(name):
-    return re.sub(r"[^\w.-]+", "-", name)
+def column_figures(comparison, result, fake, some, labels, shown):
+    """neighbours_*.png, pca_*.png and fit_*.png of a column."""
+    name, files = result["name"], comparison.files
+    for kind, (lists, rows) in shown.items():
+        photos = {}
+        for j in lists.indices[rows, :4].flatten().tolist():
+            photo = training.decode(files[j], comparison.size, comparison.fit)
+            photos[j] = photo.transpose(1, 2, 0)
+        samples = {i: (labels[i], image.permute(1, 2, 0).numpy())
+                   for i, image in zip(rows, some(rows), strict=True)}
+        suspected = {suspect["sample"] for suspect in result["suspects"][kind]}
+        neighbours_figure(
+            samples, lists, photos, [file.name for file in files], suspected,
+            f"{name}: nearest training photos by {kind}\n{comparison.caption}",
+            comparison.out / f"neighbours_{kind}_{slug(name)}.png")
+    if comparison.pca:
+        embeddings = fake.features["resnet"]
+        panels = [(f"{label} + synthetic, AA {result[f'aa_{label}']:.2f}",
+                   {label: photos, "synthetic": embeddings})
+                  for label, photos in zip(("train", "test"), comparison.resnet, strict=True)]
+        pca_figure(comparison.pca, panels, f"{name}: ResNet-50 embeddings\n{comparison.caption}",
+                   comparison.out / f"pca_{slug(name)}.png")
+    if comparison.args.show_fit and comparison.n >= metrics.FEWEST_FOR_INFINITY:
+        fits = {label: metrics.frechet_distance_infinity(x, fake.features["inception"])
+                for label, x in zip(("train", "validation"), comparison.inception, strict=True)}
+        fit_figure(fits, f"{name}: FID∞\n{comparison.caption}",
+                   comparison.out / f"fit_{slug(name)}.png")
 
 
-# ---------------------------------------------------------------------------------------------
-# A look into latent space
-# ---------------------------------------------------------------------------------------------
+# A look into latent space ---------------------------------------------------------------
 
 
 def between(a, b, steps):
@@ -623,7 +809,7 @@ def mix(generator, rows, seed, path):
 def explore(args, columns, device):
     """The pictures of --interpolate and --mix, of each checkpoint."""
     for column in columns:
-        if isinstance(column.source, list):
+        if not column.is_checkpoint:
             training.fail("--interpolate and --mix need checkpoints, not --samples")
         if args.mix and column.source["model"] != "fastgan":
             training.fail(f"--mix is for FastGAN; {column.source['path']} is of "
@@ -641,192 +827,10 @@ def explore(args, columns, device):
     print(f"written to {out}/")
 
 
-# ---------------------------------------------------------------------------------------------
-# From photos to table
-# ---------------------------------------------------------------------------------------------
-
-
-def photo_set(data, split, size, fit):
-    """The photos of a split; they are read for each pass, not held."""
-    images, fingerprint = training.load_images(data, split, size, fit)
-
-    def batches():
-        return training.load_images(data, split, size, fit)[0].split(BATCH)
-
-    return ImageSet(split, fingerprint, len(images), batches, Path(data) / ".cache")
-
-
-def sample_set(column, comparison):
-    """(the ImageSet of a column's samples, a function that gives some of them by their rows)."""
-    args, n, size = comparison.args, comparison.n, comparison.size
-    folder = args.save_samples and Path(args.save_samples) / slug(column.name)
-    if isinstance(column.source, list):
-        files = [column.source[row] for row in draw(len(column.source), n, args.seed)]
-        key = training.digest([column.key, args.seed, n, size, comparison.fit])
-
-        def made(rows):
-            return decoded([files[row] for row in rows], size, comparison.fit)
-    else:
-        key = training.digest([column.key, args.seed, n, size])
-        generator = functools.cache(lambda: load_generator(column.source, comparison.device))
-
-        def made(rows):
-            # The generator is made here, not in the thread that samples: it draws numbers.
-            return sample(generator(), rows, args.seed)
-
-    def batches():
-        images = made(range(n))
-        return (resized(batch, size) for batch in (saving(images, folder) if folder else images))
-
-    def some(rows):
-        return resized(torch.cat(list(made(rows))), size)
-
-    return ImageSet(column.name, key, n, batches, comparison.out / ".cache"), some
-
-
-def numbers(measures, n, name):
-    """{"n", row: number, ..., "intervals": {row: [low, high]}} of measures and their sets."""
-    values, intervals = {}, {}
-    for measure, sets in tqdm(measures, desc=f"numbers of {name}", disable=None, leave=False):
-        values |= measure.values(n, *sets)
-        intervals |= measure.intervals(n, *sets)
-    return {"n": n, **values, "intervals": intervals}
-
-
-class Comparison:
-    """The photos, and what is measured of samples against them at one size and in equal number."""
-
-    def __init__(self, args, data, columns, device):
-        self.args, self.data, self.device = args, data, device
-        self.size = args.size or min(column.size for column in columns)
-        self.fit = args.fit or common_fit(columns)
-        self.train, self.validation = (photo_set(data, split, self.size, self.fit)
-                                       for split in ("train", "val"))
-        self.files = training.split_files(data, "train")
-        counts = [self.train.n, self.validation.n, args.n or self.train.n]
-        counts += [len(column.source) for column in columns if isinstance(column.source, list)]
-        self.n = min(counts)
-        if self.n < 2:
-            training.fail(f"sets of {self.n} are too small to compare; at least 2 images each")
-        if args.show and max(args.show) >= self.n:
-            training.fail(f"--show {max(args.show)}: the samples are 0 to {self.n - 1}")
-        self.out = Path(args.out or columns[0].home / "eval")
-        self.note = RANDOM if args.weights == "random" else None
-        self.caption = (f"{Path(data).resolve().name}, {self.n} images a set at {self.size}×"
-                        f"{self.size} ({self.fit}), seed {args.seed}")
-        self.caption += f"; {self.note}" if self.note else ""
-        self.extractors = Extractors(args, device, self.size)
-        self.distances = {
-            "lpips": ("lpips", "_lpips", lambda x, y: metrics.pairwise_lpips(
-                x, y, self.extractors.network("lpips"))),
-            "cosine": ("resnet", "", metrics.pairwise_cosine)}
-
-    def load_photos(self):
-        """Features, lists of neighbours and components of the photos."""
-        n, sets = self.n, (self.train, self.validation)
-        # Sets are compared at equal size; copies are looked for among all training photos.
-        self.rows = [draw(images.n, n, self.args.seed) for images in sets]
-        self.lists = {
-            name: neighbors(["TT", "VV", "TV"], dict(zip("TV", sets, strict=True)), n, space,
-                            distance, self.extractors, self.train.cache)
-            for name, (space, _, distance) in self.distances.items()}
-        for images in sets:
-            images.load(["inception", "resnet"], self.extractors)
-        self.inception, self.resnet = (
-            [images.features[space][rows] for images, rows in zip(sets, self.rows, strict=True)]
-            for space in ("inception", "resnet"))
-        self.pca = metrics.principal_components(self.resnet[0]) if n > 2 else None
-
-    def warn(self, columns):
-        """Of columns that were trained on other photos, or on photos of another shape."""
-        others = [column.name for column in columns if column.fit not in (None, self.fit)]
-        if others:
-            print(f"warning: --fit {self.fit} for all photos, but {', '.join(others)} trained on "
-                  f"{'crop' if self.fit == 'square' else 'square'} ones", file=sys.stderr)
-        for column in columns:
-            trained_on = column.source.get("data") if column.fit else None
-            same_form = (column.size, column.fit) == (self.size, self.fit)
-            if same_form and trained_on not in (None, self.train.key):
-                print(f"warning: {column.name} was trained on other photos than {self.data}/train:"
-                      " its train rows and privacy loss say nothing of copying", file=sys.stderr)
-
-    def real(self):
-        """The REAL column: validation photos in the place of samples."""
-        measures = [(measure, self.inception)
-                    for measure in metrics.inception_measures(["validation"])]
-        measures += [(metrics.real_measure(self.lists[name], suffix), self.rows)
-                     for name, (_, suffix, _) in self.distances.items()]
-        return {"name": "REAL", "kind": "real", **numbers(measures, self.n, "REAL")}
-
-    def judge(self, column):
-        """(the numbers of a column, what its figures show)."""
-        fake, some = sample_set(column, self)
-        everything = [torch.arange(images.n) for images in (self.train, self.validation, fake)]
-        labels = [f"sample {row}" for row in range(self.n)]
-        result = {"name": column.name, "kind": "judged"}
-        if isinstance(column.source, list):
-            labels = [column.source[row].name
-                      for row in draw(len(column.source), self.n, self.args.seed)]
-            result["path"] = str(column.home)
-        else:
-            result |= {"path": str(column.source["path"]), "model": column.source["model"],
-                       "step": column.source["step"]}
-        measures, tests, shown = [], {}, {}
-        for name, (space, suffix, distance) in self.distances.items():
-            lists = self.lists[name] | neighbors(
-                ["FF", "TF", "VF"], {"T": self.train, "V": self.validation, "F": fake}, self.n,
-                space, distance, self.extractors, fake.cache)
-            measures += [(metrics.neighbor_measure(lists, suffix), [*self.rows, everything[2]]),
-                         (metrics.copy_measure(lists, suffix), everything)]
-            tests[name] = test = metrics.listed_copies(lists["FT"], lists["VT"])
-            nearest = test.distances.argsort(stable=True)[:4].tolist()
-            shown[name] = lists["FT"], self.args.show or nearest
-        if self.args.save_samples and not fake.made:  # all features were in the cache
-            deque(ahead(fake.batches()), maxlen=0)
-        inception = [*self.inception, fake.features["inception"]]
-        measures += [(measure, inception)
-                     for measure in metrics.inception_measures(["train", "validation"])]
-        result |= numbers(measures, self.n, column.name)
-        result["suspects"] = {
-            name: [{"sample": i, "name": labels[i], "photo": self.files[test.nearest[i]].name,
-                    "distance": test.distances[i].item()} for i in test.indices]
-            for name, test in tests.items()}
-        return result, (fake, some, labels, shown)
-
-    def draw_figures(self, plt, result, fake, some, labels, shown):
-        """neighbours_*.png, pca_*.png and fit_*.png of a column."""
-        name = result["name"]
-        for kind, (lists, rows) in shown.items():
-            nearest = lists.indices[rows, :4].flatten().tolist()
-            photos = {j: training.decode(self.files[j], self.size, self.fit).transpose(1, 2, 0)
-                      for j in nearest}
-            samples = {i: (labels[i], image.permute(1, 2, 0).numpy())
-                       for i, image in zip(rows, some(rows), strict=True)}
-            suspected = {suspect["sample"] for suspect in result["suspects"][kind]}
-            neighbours_figure(
-                plt, samples, lists, photos, [file.name for file in self.files], suspected,
-                f"{name}: nearest training photos by {kind}\n{self.caption}",
-                self.out / f"neighbours_{kind}_{slug(name)}.png")
-        if self.pca:
-            embeddings = fake.features["resnet"]
-            panels = [(f"{label} + synthetic, AA {result[f'aa_{label}']:.2f}",
-                       {label: photos, "synthetic": embeddings})
-                      for label, photos in zip(("train", "test"), self.resnet, strict=True)]
-            pca_figure(plt, self.pca, panels, f"{name}: ResNet-50 embeddings\n{self.caption}",
-                       self.out / f"pca_{slug(name)}.png")
-        if self.args.show_fit and self.n >= metrics.FEWEST_FOR_INFINITY:
-            fits = {label: metrics.frechet_distance_infinity(x, fake.features["inception"])
-                    for label, x in zip(("train", "validation"), self.inception, strict=True)}
-            fit_figure(plt, fits, f"{name}: FID∞\n{self.caption}",
-                       self.out / f"fit_{slug(name)}.png")
+# All of it ------------------------------------------------------------------------------
 
 
 def main(args):
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
     # For the thread that samples, too: features must not switch its precision on and off.
     torch.backends.cudnn.allow_tf32 = False
     device = training.choose_device(args.device)
@@ -849,17 +853,17 @@ def main(args):
     results, runs = [real], {}
     if comparison.pca:
         sets = dict(zip(("train", "test"), comparison.resnet, strict=True))
-        pca_figure(plt, comparison.pca, [(f"train + test, AA {real['aa_train']:.2f}", sets)],
+        pca_figure(comparison.pca, [(f"train + test, AA {real['aa_train']:.2f}", sets)],
                    f"REAL: ResNet-50 embeddings\n{caption}", out / "pca_real.png")
     for column in columns:
         result, details = comparison.judge(column)
-        comparison.draw_figures(plt, result, *details)
+        column_figures(comparison, result, *details)
         results.append(result)
         if "step" in result:
             runs.setdefault((column.home.resolve(), result["model"]), []).append(result)
     runs = {run: of_run for run, of_run in runs.items() if len({r["step"] for r in of_run}) > 1}
     if runs:
-        curve_figure(plt, runs, real, caption, out / "curve.png")
+        curve_figure(runs, real, caption, out / "curve.png")
     results += [{**column, "kind": "published", "n": 331} for column in STUDY if args.study]
     caption += "; ± half a 95% interval"
 
@@ -874,7 +878,7 @@ def main(args):
     for name, content in written.items():
         with training.replacing(out / name) as file:
             file.write(content.encode())
-    table_figure(plt, results, caption, out / "table.png")
+    table_figure(results, caption, out / "table.png")
 
     messages = sys.stderr if args.json == "-" else sys.stdout
     print(caption, file=messages)
