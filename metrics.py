@@ -13,6 +13,8 @@ known distance matrix again, let the points be its row numbers:
 
 Everything is computed block by block, and every random draw has its own seed: the global
 random state is neither read nor changed.
+In this order: networks; weights; features; distances between distributions; distances between
+points; nearest neighbours; confidence intervals; the numbers of a table; principal components.
 torchvision and lpips take a second to import: the functions that need them do it.
 """
 
@@ -32,22 +34,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-TORCHVISION = "https://download.pytorch.org/models/"
-WEIGHTS = {
-    "inception": "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/"
-    "pt_inception-2015-12-05-6726825d.pth",
-    "resnet50": TORCHVISION + "resnet50-0676ba61.pth",
-    "alex": TORCHVISION + "alexnet-owt-7be5be79.pth",
-    "vgg": TORCHVISION + "vgg16-397923af.pth",
-    "squeeze": TORCHVISION + "squeezenet1_1-b8a52dc0.pth",
-}
 BLOCK = 2048  # rows and columns of a distance matrix held at once
-CHUNK = 2**14  # coordinates of LPIPS points held at once
-HALF_SCALE = 2.0**8  # keeps LPIPS coordinates of all image sizes well inside float16's range
 LISTED = 32  # neighbours listed of a point among n: enough for any random half of them
 FEWEST_FOR_INFINITY = 200  # points a set: the trend of fewer says little
-QUANTILE = 0.01  # of validation photos, nearer to training photos than a suspected copy is not
-TIE = 1e-5  # relative: the accuracy of features, so of distances, from batch to batch
 
 
 class WeightsError(RuntimeError):
@@ -198,6 +187,17 @@ def _fuse_batch_norm(module):
 
 
 # Weights ----------------------------------------------------------------------------------
+
+
+TORCHVISION = "https://download.pytorch.org/models/"
+WEIGHTS = {
+    "inception": "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/"
+    "pt_inception-2015-12-05-6726825d.pth",
+    "resnet50": TORCHVISION + "resnet50-0676ba61.pth",
+    "alex": TORCHVISION + "alexnet-owt-7be5be79.pth",
+    "vgg": TORCHVISION + "vgg16-397923af.pth",
+    "squeeze": TORCHVISION + "squeezenet1_1-b8a52dc0.pth",
+}
 
 
 def _network(name, build, weights, trunk=lambda net: net):
@@ -453,6 +453,10 @@ def pairwise_cosine(x, y):
     return distances.masked_fill_(distances < 1e-10, 0).float()
 
 
+CHUNK = 2**14  # coordinates of LPIPS points held at once
+HALF_SCALE = 2.0**8  # keeps LPIPS coordinates of all image sizes well inside float16's range
+
+
 @dataclass(frozen=True)
 class LpipsFeatures:
     """Images as LPIPS sees them: points whose squared Euclidean distances are LPIPS distances.
@@ -562,6 +566,9 @@ def pairwise_lpips(x, y, network):
 # Nearest neighbours -----------------------------------------------------------------------
 
 
+TIE = 1e-5  # relative: the accuracy of features, so of distances, from batch to batch
+
+
 class Neighbors(NamedTuple):
     """The k nearest points of one set to each of n points: `distances` (n, k) in float64, nearest
     first, and their `indices` (n, k) in the set, of equals the first."""
@@ -630,16 +637,11 @@ def _merge(best, block, start, k):
     if best:
         block = torch.cat([best.distances, block], 1)
         indices = torch.cat([best.indices, indices], 1)
-    values, order = _smallest(block, k)
+    if k == 1:
+        values, order = block.min(1, keepdim=True)
+    else:  # topk promises no order of equals; clones, not views of the whole
+        values, order = (ranked[:, :k].clone() for ranked in block.sort(dim=1, stable=True))
     return Neighbors(values, indices.gather(1, order))
-
-
-def _smallest(matrix, k):
-    """The k smallest of each row in order, the first of equals first (topk promises no order)."""
-    if k > 1:
-        values, order = matrix.sort(dim=1, stable=True)
-        return values[:, :k].clone(), order[:, :k].clone()  # not a view of the whole
-    return matrix.min(1, keepdim=True)
 
 
 def adversarial_accuracy(real, fake, distance=pairwise_cosine):
@@ -729,6 +731,9 @@ def _pairwise_euclidean(x, y):
     return squares.addmm_(x, y.T, alpha=-2).clamp_(min=0).sqrt_().float()
 
 
+QUANTILE = 0.01  # of validation photos, nearer to training photos than a suspected copy is not
+
+
 class CopyTest(NamedTuple):
     """Result of copy_test: `indices` of the suspects, nearest first, `share` of them among the
     fake points, the `threshold`; of every fake point the `distances` (n,) to and the `nearest`
@@ -741,21 +746,21 @@ class CopyTest(NamedTuple):
     nearest: Tensor
 
 
-def copy_test(fake, train, validation, distance=pairwise_cosine, quantile=QUANTILE):
+def copy_test(fake, train, validation, distance=pairwise_cosine):
     """Which fake points are nearer to a training point than unseen photos ever are? A CopyTest.
 
-    The suspects are nearer than the given quantile of the distances of validation points to
-    their nearest training points. By chance, that is a share of `quantile`: a larger one, and
-    each suspect beside its neighbour, is what to look at.
+    The suspects are nearer than the 0.01 quantile of the distances of validation points to
+    their nearest training points. By chance, that is a share of 0.01: a larger one, and each
+    suspect beside its neighbour, is what to look at.
     """
     return listed_copies(nearest_neighbors(fake, train, 1, distance),
-                         nearest_neighbors(validation, train, 1, distance), quantile)
+                         nearest_neighbors(validation, train, 1, distance))
 
 
-def listed_copies(fake, validation, quantile=QUANTILE):
+def listed_copies(fake, validation):
     """copy_test from the Neighbors of fake and of validation points among the training points."""
     distances, nearest = fake.distances[:, 0], fake.indices[:, 0]
-    threshold = validation.distances[:, 0].quantile(quantile).item()
+    threshold = validation.distances[:, 0].quantile(QUANTILE).item()
     order = distances.argsort(stable=True)
     suspects = order[distances[order] < threshold].tolist()
     return CopyTest(suspects, len(suspects) / len(distances), threshold, distances, nearest)
@@ -868,7 +873,7 @@ def neighbor_measure(lists, suffix=""):
         return [train, test, test - train]
 
     names = [f"{name}{suffix}" for name in ("aa_train", "aa_test", "privacy_loss")]
-    return Measure(names, accuracies, least_half=2, bounds=([0, 0, -1], [1, 1, 1]))
+    return Measure(names, accuracies, bounds=([0, 0, -1], [1, 1, 1]))
 
 
 def real_measure(lists, suffix=""):
