@@ -141,14 +141,15 @@ def download(url, folder):
         try:
             with urllib.request.urlopen(request, timeout=30) as response:
                 have = have if response.status == 206 else 0  # it can't resume, it sends all
-                size = have + int(response.headers.get("Content-Length", 0))
+                length = response.headers.get("Content-Length")
+                size = have + int(length) if length else known_size  # None: whatever comes
                 if known_size not in (None, size):
                     raise InputError(f"{url} has {size:,} bytes, not {known_size:,}")
                 with part.open("ab" if have else "wb") as file, tqdm(
                         total=size, initial=have, unit="B", unit_scale=True, disable=None) as bar:
                     while block := response.read(2**20):
                         bar.update(file.write(block))
-            if part.stat().st_size == size:
+            if size in (None, part.stat().st_size):
                 return part.replace(path)
         except urllib.error.HTTPError as error:
             remedy = f": delete {part} and run again" if error.code == 416 else ""

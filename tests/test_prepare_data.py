@@ -360,9 +360,10 @@ def test_real_bedrooms(tmp_path):
 class Server(ThreadingHTTPServer):
     """Serves `data`; drops the first `drops` answers half-way; resumes if `ranges`."""
 
-    def __init__(self, data, drops=0, ranges=True):
+    def __init__(self, data, drops=0, ranges=True, says_length=True):
         super().__init__(("127.0.0.1", 0), Handler)
         self.data, self.drops, self.ranges, self.starts = data, drops, ranges, []
+        self.says_length = says_length
         threading.Thread(target=self.serve_forever, daemon=True).start()
         self.url = f"http://127.0.0.1:{self.server_port}/files/indoor.tar"
 
@@ -382,7 +383,8 @@ class Handler(BaseHTTPRequestHandler):
         body = server.data[start:]
         self.send_response(206 if server.ranges else 200)
         self.send_header("Content-Range", f"bytes {start}-{total - 1}/{total}")
-        self.send_header("Content-Length", str(len(body)))
+        if server.says_length:
+            self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body[: len(body) // 2] if server.drops > 0 else body)
         server.drops -= 1
@@ -411,6 +413,12 @@ def test_download_resumes_after_a_drop(tmp_path, serve):
     assert len(manifest(tmp_path / "data" / "bedroom")) == 4
     assert "nothing changed" in prepare("--download", server.url, cwd=tmp_path).stdout
     assert len(server.starts) == 3, "a whole archive is not fetched again"
+
+
+def test_download_without_a_length(tmp_path, serve):
+    server = serve(says_length=False)
+    prepare("--download", server.url, cwd=tmp_path)
+    assert (tmp_path / "data" / "indoor.tar").read_bytes() == server.data
 
 
 def test_download_that_keeps_dropping_can_be_resumed(tmp_path, serve):
