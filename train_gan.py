@@ -1,7 +1,7 @@
 """Train a GAN of linear layers (Goodfellow et al. 2014, arXiv 1406.2661) on small images.
 
     python train_gan.py --data data/all                      # the study: 28×28, 50 epochs
-    python train_gan.py --data data/all --limit 2 --epochs 3000 --ckpt-every 1000 --sample-every 500
+    python train_gan.py --data data/all --limit 2 --batch-size 16 --epochs 3000
     python train_gan.py --data data/digits                   # prepare_data.py --digits draws them
     python train_gan.py --demo                               # drawn scenes, a minute on a CPU
 

@@ -312,6 +312,8 @@ def choose_device(name):
     try:
         device = torch.device(name)
         torch.empty(1, device=device)
+        if device.type == "cuda":  # whose streams and generator a CUDA graph takes
+            torch.cuda.set_device(device)
     except (RuntimeError, AssertionError) as error:
         fail(f"--device {name}: {str(error).splitlines()[0]}; --device cpu works everywhere")
     return device
@@ -340,8 +342,6 @@ def processes():
 def meet(device):
     """Waits for the other processes that torchrun started, where it did."""
     if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not distributed.is_initialized():
-        if device.type == "cuda":
-            torch.cuda.set_device(device)
         # What is on the CPU (flags, random states) goes through gloo and waits for no GPU. An hour:
         # one process may write grids and checkpoints while the others wait.
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
@@ -378,7 +378,7 @@ def sum_over_processes(tensors):
     return mean
 
 
-def backward(loss, parameters, at_once=2**23):
+def backward(loss, parameters, at_once=2**20):
     """loss.backward(), then the means over all processes in the parameters' gradients.
 
     They travel while the pass goes on, once there are `at_once` numbers, in the order in which
@@ -501,7 +501,7 @@ def cuda_graph(step, warm_up=3):
             return result
         torch._foreach_copy_(inputs, list(tensors))
         if output is None:
-            with torch.cuda.graph(graph):
+            with torch.cuda.graph(graph, stream=stream):
                 output = step(*inputs)
         graph.replay()
         return output.clone()
@@ -1396,8 +1396,8 @@ class Run:
         """Counts an iteration and its losses, a tensor (len(names),)."""
         self.losses.append(losses)
         self.iteration += 1
-        # A CUDA graph is recorded in the fourth.
-        if self.iteration == (5 if self.args.compile else 2) and getattr(self.args, "trial", False):
+        # A CUDA graph is recorded in the fourth of full size.
+        if self.iteration == (9 if self.args.compile else 2) and getattr(self.args, "trial", False):
             raise Fits
 
     def unlogged(self):

@@ -9,6 +9,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+import metrics
 import nets
 import train_dcgan
 import train_fastgan
@@ -65,6 +66,9 @@ def trainer(model, rate, device="cpu", precision="fp32"):
     numerics = training.Numerics(torch.device(device), precision)
     adam = {"lr": rate, "fused": True, "capturable": True}
     size = {"fastgan": 256, "vae": 32}.get(model, 16)
+    lpips = metrics.lpips_network("vgg", "random", device) if model == "fastgan" else None
+    with mock.patch.object(metrics, "lpips_network", lambda *_, **__: lpips):
+        distance = train_fastgan.perceptual_distance("lpips" if lpips else "l1", numerics)
     networks = {"fastgan": lambda: {"generator": nets.FastGANGenerator(256, 16, 4),
                                     "discriminator": nets.FastGANDiscriminator(256, 4)},
                 "gan": lambda: {"generator": nets.GANGenerator(16, 8),
@@ -72,7 +76,8 @@ def trainer(model, rate, device="cpu", precision="fp32"):
                 "dcgan": lambda: {"generator": nets.DCGANGenerator(16, 16, 4),
                                   "discriminator": nets.DCGANDiscriminator(16, 4)},
                 "vae": lambda: {"vae": nets.VAE(32, 8)}}[model]()
-    adams = {name: torch.optim.Adam(network.to(device).parameters(), **adam)
+    optimizer = torch.optim.AdamW if model == "gan" else torch.optim.Adam
+    adams = {name: optimizer(network.to(device).parameters(), **adam)
              for name, network in networks.items()}
     generator = networks.get("generator", torch.nn.Identity())
     average = [p.detach().clone() for p in generator.parameters()]
@@ -80,7 +85,7 @@ def trainer(model, rate, device="cpu", precision="fp32"):
     step = {
         "fastgan": lambda real: train_fastgan.train_step(
             networks, adams, numerics, average, real.amax(), real, policy,
-            train_fastgan.perceptual_distance("l1", numerics)),
+            distance),
         "gan": lambda real: train_gan.train_step(networks, adams, numerics, real),
         "dcgan": lambda real: train_dcgan.train_step(networks, adams, numerics, real, policy),
         "vae": lambda real: train_vae.train_step(networks["vae"], adams["vae"], numerics, real, 1),
@@ -143,7 +148,7 @@ def test_a_recorded_step_goes_on_as_the_step_itself(monkeypatch, model, precisio
 
     recordings = []
     for name, value in {"Stream": mock.MagicMock, "stream": lambda _: contextlib.nullcontext(),
-                        "current_stream": mock.MagicMock, "graph": lambda graph: graph,
+                        "current_stream": mock.MagicMock, "graph": lambda graph, stream: graph,
                         "CUDAGraph": lambda: recordings.append(Recording()) or recordings[0]
                         }.items():
         monkeypatch.setattr(torch.cuda, name, value)
@@ -161,13 +166,16 @@ def test_a_recorded_step_goes_on_as_the_step_itself(monkeypatch, model, precisio
 def test_a_cuda_graph_goes_on_as_the_step_itself(model):
     results = []
     for wrapped in (training.cuda_graph, lambda step: step):
-        step, state, size = trainer(model, torch.tensor(2e-4, device="cuda"), "cuda")
+        rate = torch.tensor(0.02, device="cuda")
+        step, state, size = trainer(model, rate, "cuda", "auto")
         step = wrapped(step)
         torch.manual_seed(2)
-        real = torch.rand(4, 3, size, size, device="cuda") * 2 - 1
-        losses = torch.stack([step(real) for _ in range(6)])
-        results.append([losses, torch.rand(3, device="cuda"), *state()])
-    torch.testing.assert_close(*results, atol=1e-2, rtol=1e-2)  # products are TF32
+        losses = []
+        for n in (4, 4, 4, 4, 3, 4, 4):
+            losses.append(step(torch.rand(n, 3, size, size, device="cuda") * 2 - 1))
+            rate.mul_(0.5)
+        results.append([torch.stack(losses), torch.rand(3, device="cuda"), *state()])
+    torch.testing.assert_close(*results, atol=2e-3, rtol=2e-2)  # kernels round as they like
 
 
 def test_fused_adam_goes_on_in_another_layout():

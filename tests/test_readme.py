@@ -1,5 +1,6 @@
 """README's commands: all are parsed by their scripts, and what is quick on drawn photos runs."""
 
+import argparse
 import os
 import re
 import runpy
@@ -43,14 +44,20 @@ def test_its_links_and_its_scripts_are_there():
 
 
 @pytest.mark.parametrize("command", sorted({c for c in COMMANDS if "$" not in c}))
-def test_a_command_is_understood(monkeypatch, capsys, command):
-    """With --help behind them, its arguments are parsed and nothing is done; loops run, below."""
+def test_a_command_is_understood(monkeypatch, command):
+    """Its script parses its arguments, and is stopped before it does anything; loops run, below."""
     name, *arguments = shlex.split(command)
-    monkeypatch.setattr(sys, "argv", [name, *arguments, "--help"])
+    parse = argparse.ArgumentParser.parse_args
+
+    def parsed(parser, *given):
+        parse(parser, *given)
+        raise StopIteration
+
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parsed)
+    monkeypatch.setattr(sys, "argv", [name, *arguments])
     monkeypatch.setattr(sys, "path", sys.path[:])
-    with pytest.raises(SystemExit) as stop:
+    with pytest.raises(StopIteration):
         runpy.run_path(str(ROOT / name), run_name="__main__")
-    assert stop.value.code == 0, capsys.readouterr().err
 
 
 def test_the_tables_flags_are_its_scripts_flags(script):
