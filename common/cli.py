@@ -1,0 +1,141 @@
+"""The command line: parser, types of numbers, the training scripts' flags, errors in one line."""
+
+import argparse
+import contextlib
+import math
+import os
+import signal
+import sys
+from pathlib import Path
+
+from tqdm import tqdm
+
+FLOAT32_MIN, FLOAT32_MAX = 2.0**-126, (2 - 2.0**-23) * 2.0**127  # the normal ones
+
+
+def _speaker():
+    """The script's name; of several processes that torchrun started, which one it is, too."""
+    script = Path(sys.argv[0]).name
+    several = int(os.environ.get("WORLD_SIZE", 1)) > 1
+    return f"{script}: process {os.environ['RANK']}" if several else script
+
+
+def fail(message):
+    """Prints one line to stderr and exits with code 2: the input was wrong, not the program."""
+    print(f"{_speaker()}: error: {' '.join(str(message).split())}", file=sys.stderr, flush=True)
+    sys.exit(2)
+
+
+def warn(message):
+    """Prints one line to stderr, above a progress bar if there is one."""
+    tqdm.write(f"{_speaker()}: warning: {message}", file=sys.stderr)
+
+
+@contextlib.contextmanager
+def system_errors():
+    """Turns what the system refuses (a full disk, memory) and Ctrl-C into one line and an exit."""
+    try:
+        yield
+    except OSError as error:
+        fail(f"{error.filename}: {error.strerror}" if error.filename else error)
+    except (MemoryError, RuntimeError) as error:
+        # torch has a type of its own for a GPU's memory alone.
+        words = ("llocate", "overflowed", "bad_alloc")
+        if not (isinstance(error, MemoryError) or any(word in str(error) for word in words)):
+            raise
+        fail(f"out of memory ({error}): a smaller --batch-size, --size or --features helps")
+    except KeyboardInterrupt:
+        print(f"{_speaker()}: interrupted", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
+
+
+class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """One line for each flag where it fits; defaults are shown only where there are any."""
+
+    def __init__(self, prog):
+        super().__init__(prog, max_help_position=30, width=100)
+
+    def _get_help_string(self, action):
+        if action.default is None or action.default is False or "default" in action.help:
+            return action.help
+        return super()._get_help_string(action)
+
+
+class Parser(argparse.ArgumentParser):
+    """An ArgumentParser that shows the script's docstring and whose errors are one line.
+
+    source: where the arguments come from if they were not typed, a prefix of error messages.
+    """
+
+    source = ""
+
+    def __init__(self, doc):
+        super().__init__(description=doc, usage="%(prog)s [flags]", formatter_class=_Help,
+                         allow_abbrev=False)
+
+    def error(self, message):
+        fail(f"{self.source}{message}")
+
+
+def number(kind, low, high=math.inf):
+    """An argparse type: an int or float in [low, high); NaN lies in no interval."""
+
+    def parse(text):
+        value = kind(text)
+        if not low <= value < high:
+            raise argparse.ArgumentTypeError(f"{text} is not in [{low}, {high})")
+        return value
+
+    parse.__name__ = kind.__name__  # argparse shows it
+    return parse
+
+
+count = number(int, 1)
+width = number(int, 1, 2**16)  # of images, batches and layers: more is a typing error
+seed = number(int, 0, 2**63)
+positive = number(float, FLOAT32_MIN, FLOAT32_MAX)
+
+
+def augmentation(text):
+    """An argparse type: the names in --augment, as a list."""
+    names = [] if text == "none" else text.split(",")
+    if not set(names) <= {"color", "translation"}:
+        raise ValueError
+    return names
+
+
+def add_training_flags(parser, *, data, size, fit, batch_size, lr, every):
+    """Adds the flags that all training scripts have; the values given are the study's.
+
+    every: steps between checkpoints, between sample grids, and between rows of the log.
+    """
+    group = parser.add_argument_group("data and model")
+    group.add_argument("--data", default=data, metavar="DIR",
+                       help="data folder of prepare_data.py, or any folder of photos")
+    group.add_argument("--limit", type=count, metavar="N", help="only the first N training photos")
+    group.add_argument("--size", type=width, default=size, metavar="N", help="image side, pixels")
+    group.add_argument("--fit", choices=["square", "crop"], default=fit,
+                       help="stretch photos to squares, or cut out the middle")
+    group.add_argument("--batch-size", type=width, default=batch_size, metavar="N",
+                       help="images an update, in each process")
+    group.add_argument("--lr", type=positive, default=lr, metavar="X", help="learning rate")
+    group.add_argument("--seed", type=seed, default=0, metavar="N", help="of every random draw")
+    group.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
+    group.add_argument("--precision", choices=["auto", "fp32", "bf16", "fp16"], default="auto",
+                       help="of the networks' passes; auto is bf16 where the device is fast at it; "
+                            "fp32 is TF32 on GPUs that have it")
+    group.add_argument("--compile", action=argparse.BooleanOptionalAction, default=False,
+                       help="for GPUs: torch.compile, and each step as one CUDA graph; takes "
+                            "minutes at the start")
+    group.add_argument("--deterministic", action=argparse.BooleanOptionalAction, default=False,
+                       help="only kernels that give the same bits every time, as a CPU's always do")
+    group.add_argument("--demo", action="store_true", help="small and quick, on drawn scenes")
+    group = parser.add_argument_group("run folder")
+    group.add_argument("--out", default="runs", metavar="DIR", help="folder of run folders")
+    group.add_argument("--name", help="of the run folder (default: <model>-<data>-<time>)")
+    group.add_argument("--resume", metavar="PATH|latest", help="go on from a checkpoint")
+    group.add_argument("--ckpt-every", type=count, default=every[0], metavar="N", help="steps")
+    group.add_argument("--sample-every", type=count, default=every[1], metavar="N", help="steps")
+    group.add_argument("--log-every", type=count, default=every[2], metavar="N", help="steps")
+    group.add_argument("--keep", type=count, metavar="N",
+                       help="only the newest N checkpoints (default: all)")
