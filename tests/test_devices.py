@@ -1,4 +1,4 @@
-"""Memory that runs out, compiled steps: what must not change what training computes."""
+"""Memory that runs out, skipped updates, compiled steps and CUDA graphs."""
 
 import contextlib
 import resource
@@ -6,33 +6,53 @@ from unittest import mock
 
 import pytest
 import torch
+from conftest import digest
+from damage import refusal
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-import metrics
 import nets
 import train_dcgan
 import train_fastgan
 import train_gan
 import train_vae
-import training
+from common import checkpoints, devices, features
 
 
-def test_a_batch_that_does_not_fit_is_answered_by_one_that_does(script, bedrooms, tmp_path):
+def test_memory_that_runs_out_is_one_line(script, bedrooms, tmp_path):
     def limited():
         resource.setrlimit(resource.RLIMIT_DATA, (3 << 29, 3 << 29))
 
-    command = ["train_dcgan.py", "--data", bedrooms, "--size", 32, "--features", 8, "--device",
-               "cpu", "--out", tmp_path, "--name", "large", "--batch-size"]
-    done = script(*command, 16384, "--epochs", 2, preexec_fn=limited)
-    assert done.returncode == 2 and done.stderr.count("\n") == 1
-    words = "--batch-size 16384 does not fit into memory, "
-    assert words in done.stderr
-    assert [path.name for path in (tmp_path / "large").iterdir()] == ["args.json"]
-    smaller = int(done.stderr.split(words)[1].split()[0])
-    done = script(*command, smaller, "--epochs", 1, preexec_fn=limited)
-    assert done.returncode == 0, done.stderr  # into the same folder, where nothing was yet
-    assert "peak memory" in done.stdout and training.find_checkpoints(tmp_path / "large")
+    done = script("train_dcgan.py", "--data", bedrooms, "--size", 32, "--features", 8, "--device",
+                  "cpu", "--out", tmp_path, "--batch-size", 16384, preexec_fn=limited)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
+    assert "out of memory (" in done.stderr
+    assert "a smaller --batch-size, --size or --features helps" in done.stderr
+
+
+def test_updates_that_fp16_skips_are_counted():
+    """Without waiting for the device: the count is a tensor there."""
+    numerics = devices.Numerics(torch.device("cpu"), "fp16")
+    parameter = torch.nn.Parameter(torch.ones(()))
+    adam = torch.optim.Adam([parameter])
+    for factor, skipped in ((1, 0), (1e38, 1), (1, 1), (float("inf"), 2), (float("nan"), 3)):
+        before = parameter.item()
+        numerics.update(adam, parameter * factor)
+        assert int(numerics.skipped) == skipped
+        assert (parameter.item() != before) == (factor == 1)
+
+
+def test_an_end_of_another_process_is_told_from_a_bug(monkeypatch):
+    def ends(message):
+        with devices.others_may_end():
+            raise RuntimeError(message)
+
+    with pytest.raises(RuntimeError, match="Connection closed"):  # of what? there is one process
+        ends("Connection closed by peer")
+    monkeypatch.setattr(devices, "processes", lambda: 2)
+    assert "another of the 2 processes ended" in refusal(ends, "Connection closed by peer\nmore")
+    with pytest.raises(RuntimeError, match="mat1 and mat2"):
+        ends("mat1 and mat2 shapes cannot be multiplied")
 
 
 def test_a_compiled_run_resumes_exactly_and_computes_what_the_eager_one_does(script, bedrooms,
@@ -46,11 +66,11 @@ def test_a_compiled_run_resumes_exactly_and_computes_what_the_eager_one_does(scr
         assert done.returncode == 0, done.stderr
     done = script("train_gan.py", "--resume", tmp_path / "part", "--epochs", 3)
     assert done.returncode == 0, done.stderr
-    whole, part, eager = (training.read_checkpoint(tmp_path / name / "ckpt_000003.pth")
+    whole, part, eager = (checkpoints.read(tmp_path / name / "ckpt_000003.pth")
                           for name in ("whole", "part", "eager"))
     assert part["args"]["compile"] and part["args"]["deterministic"]
     for key in ("networks", "optimizers", "random", "losses"):
-        assert training.digest(whole[key]) == training.digest(part[key]), key
+        assert digest(whole[key]) == digest(part[key]), key
     rows = [torch.tensor([[float(cell) for cell in line.split(",")]
                           for line in (tmp_path / name / "log.csv").read_text().split()[1:]])
             for name in ("whole", "eager")]
@@ -63,11 +83,11 @@ def trainer(model, rate, device="cpu", precision="fp32"):
     rate: the learning rate, a tensor.
     """
     torch.manual_seed(0)
-    numerics = training.Numerics(torch.device(device), precision)
+    numerics = devices.Numerics(torch.device(device), precision)
     adam = {"lr": rate, "fused": True, "capturable": True}
     size = {"fastgan": 256, "vae": 32}.get(model, 16)
-    lpips = metrics.lpips_network("vgg", "random", device) if model == "fastgan" else None
-    with mock.patch.object(metrics, "lpips_network", lambda *_, **__: lpips):
+    lpips = features.lpips_network("vgg", "random", device) if model == "fastgan" else None
+    with mock.patch.object(features, "lpips_network", lambda *_, **__: lpips):
         distance = train_fastgan.perceptual_distance("lpips" if lpips else "l1", numerics)
     networks = {"fastgan": lambda: {"generator": nets.FastGANGenerator(256, 16, 4),
                                     "discriminator": nets.FastGANDiscriminator(256, 4)},
@@ -153,7 +173,7 @@ def test_a_recorded_step_goes_on_as_the_step_itself(monkeypatch, model, precisio
                         }.items():
         monkeypatch.setattr(torch.cuda, name, value)
     step, state, _ = trainer(model, rate, precision=precision)
-    step = training.cuda_graph(step)
+    step = devices.cuda_graph(step)
     torch.manual_seed(2)
     assert torch.equal(run(step), losses)
     for one, other in zip(state(), expected, strict=True):
@@ -165,7 +185,7 @@ def test_a_recorded_step_goes_on_as_the_step_itself(monkeypatch, model, precisio
 @pytest.mark.parametrize("model", ["gan", "dcgan", "vae", "fastgan"])
 def test_a_cuda_graph_goes_on_as_the_step_itself(model):
     results = []
-    for wrapped in (training.cuda_graph, lambda step: step):
+    for wrapped in (devices.cuda_graph, lambda step: step):
         rate = torch.tensor(0.02, device="cuda")
         step, state, size = trainer(model, rate, "cuda", "auto")
         step = wrapped(step)
@@ -176,19 +196,3 @@ def test_a_cuda_graph_goes_on_as_the_step_itself(model):
             rate.mul_(0.5)
         results.append([torch.stack(losses), torch.rand(3, device="cuda"), *state()])
     torch.testing.assert_close(*results, atol=2e-3, rtol=2e-2)  # kernels round as they like
-
-
-def test_fused_adam_goes_on_in_another_layout():
-    """As when a run in bf16 is resumed in float32."""
-    results = []
-    for layout in (torch.contiguous_format, torch.channels_last):
-        torch.manual_seed(0)
-        weight = torch.nn.Parameter(torch.randn(4, 3, 2, 2))
-        adam = torch.optim.Adam([weight], 0.1, fused=True)
-        for _ in range(2):
-            weight.grad = torch.empty_like(weight).copy_(torch.randn(4, 3, 2, 2))
-            adam.step()
-            weight.data = weight.data.contiguous(memory_format=layout)
-            training.match_layout(adam)
-        results.append(weight.detach())
-    assert torch.equal(*results)
