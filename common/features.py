@@ -1,0 +1,509 @@
+"""Feature networks and their weights; images to features; features kept on disk.
+
+    network = inception_network()                      # or weights="random", or a file
+    x, y = features(photos, network), features(samples, network)
+
+Images are uint8 tensors or arrays (n, 3, h, w), features float tensors (n, d). The global random
+state is neither read nor changed. torchvision and lpips take a second to import, so the functions
+that need them do it.
+"""
+
+import functools
+import json
+import re
+import tempfile
+import warnings
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from importlib import metadata
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+from tqdm import tqdm
+
+from common import cli, files
+
+
+class WeightsError(RuntimeError):
+    """Weights that are missing, damaged, or another network's. The message is one line."""
+
+
+# ---------------------------------------------------------------------------------------------
+# Networks and their weights
+# ---------------------------------------------------------------------------------------------
+
+
+def inception_network(weights="pretrained", device="cpu", resize="bilinear"):
+    """The 2015-12-05 Inception behind FID: uint8 images (n, 3, h, w) -> (n, 2048) features.
+
+    weights: 'pretrained' (pytorch-fid's release file through torch.hub's cache), 'random'
+    (seeded; not comparable with published numbers), or the path of such a state dict.
+    resize: to 299x299, 'bilinear' without antialiasing, as pytorch-fid does, or 'clean',
+    antialiased bicubic (Parmar et al. 2022, as in the package clean-fid).
+    Raises WeightsError. Source: Heusel et al. 2017, Szegedy et al. 2016.
+    """
+    prepare = {"bilinear": _prepare_fid, "clean": _prepare_clean_fid}[resize]
+    net = _network("inception", _fid_inception, weights)
+    net.fc = nn.Identity()
+    return _Extractor(net, prepare).to(device)
+
+
+def resnet50_network(weights="pretrained", device="cpu"):
+    """torchvision's ResNet-50: uint8 images (n, 3, h, w) -> (n, 2048) pooled embeddings.
+
+    The whole image is resized to 224x224 with antialiasing; nothing is cropped. 'pretrained'
+    is IMAGENET1K_V1 (`resnet50(pretrained=True)` of the study's time): V2's training tricks
+    raise accuracy and blur the distances between embeddings (Kornblith et al. 2021).
+    weights: as for inception_network. Raises WeightsError. Source: He et al. 2016.
+    """
+    from torchvision.models import resnet50
+
+    net = _network("resnet50", resnet50, weights)
+    net.fc = nn.Identity()
+    return _Extractor(net, _prepare_imagenet).to(device)
+
+
+def lpips_network(net="alex", weights="pretrained", device="cpu"):
+    """The lpips package's module with trunk 'alex', 'vgg' or 'squeeze': two batches of images
+    in [-1, 1], (n, 3, h, w) each -> (n, 1, 1, 1) distances.
+
+    weights: of the trunk, 'pretrained' or the path of torchvision's state dict of AlexNet,
+    VGG-16 or SqueezeNet 1.1, or 'random' (seeded). The learned linear heads come with the
+    package. Raises WeightsError. Source: Zhang et al. 2018.
+    """
+    from lpips import LPIPS
+
+    def build():
+        with warnings.catch_warnings():  # lpips builds its trunks by torchvision's old arguments
+            warnings.simplefilter("ignore", UserWarning)
+            return LPIPS(net=net, pnet_rand=True, verbose=False)
+
+    module = _network(net, build, weights, trunk=lambda module: module.net)
+    return module.to(device, memory_format=torch.channels_last)
+
+
+class _Extractor(nn.Module):
+    """A network with the preparation of its input: uint8 images -> features."""
+
+    def __init__(self, net, prepare):
+        super().__init__()
+        _fuse_batch_norm(net)
+        self.net = net.to(memory_format=torch.channels_last)
+        self.prepare = prepare
+
+    def forward(self, images):
+        return self.net(self.prepare(images.float()).contiguous(memory_format=torch.channels_last))
+
+
+def _prepare_fid(images):
+    return 2 * F.interpolate(images / 255, size=(299, 299), mode="bilinear") - 1
+
+
+def _prepare_clean_fid(images):
+    images = F.interpolate(images, size=(299, 299), mode="bicubic", antialias=True)
+    return (images.clamp(0, 255) - 128) / 128
+
+
+def _prepare_imagenet(images):
+    images = F.interpolate(images / 255, size=(224, 224), mode="bilinear", antialias=True)
+    mean = images.new_tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
+    return (images - mean) / images.new_tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
+
+
+def _fid_inception():
+    """torchvision's Inception but for its pools, which are TensorFlow's.
+
+    The average leaves the padding out of the count, and the last block has a maximum where
+    every other block has an average.
+    """
+    from torchvision.models import Inception3, inception
+
+    def average_pool(x):
+        return F.avg_pool2d(x, 3, stride=1, padding=1, count_include_pad=False)
+
+    def max_pool(x):
+        return F.max_pool2d(x, 3, stride=1, padding=1)
+
+    class InceptionA(inception.InceptionA):
+        def _forward(self, x):
+            return [self.branch1x1(x),
+                    self.branch5x5_2(self.branch5x5_1(x)),
+                    self.branch3x3dbl_3(self.branch3x3dbl_2(self.branch3x3dbl_1(x))),
+                    self.branch_pool(average_pool(x))]
+
+    class InceptionC(inception.InceptionC):
+        def _forward(self, x):
+            y = self.branch7x7dbl_3(self.branch7x7dbl_2(self.branch7x7dbl_1(x)))
+            return [self.branch1x1(x),
+                    self.branch7x7_3(self.branch7x7_2(self.branch7x7_1(x))),
+                    self.branch7x7dbl_5(self.branch7x7dbl_4(y)),
+                    self.branch_pool(average_pool(x))]
+
+    class InceptionE(inception.InceptionE):
+        pool = staticmethod(average_pool)
+
+        def _forward(self, x):
+            y, z = self.branch3x3_1(x), self.branch3x3dbl_2(self.branch3x3dbl_1(x))
+            return [self.branch1x1(x),
+                    *(self.branch3x3_2a(y), self.branch3x3_2b(y)),
+                    *(self.branch3x3dbl_3a(z), self.branch3x3dbl_3b(z)),
+                    self.branch_pool(self.pool(x))]
+
+    blocks = [inception.BasicConv2d, InceptionA, inception.InceptionB, InceptionC,
+              inception.InceptionD, InceptionE, inception.InceptionAux]
+    net = Inception3(1008, False, inception_blocks=blocks, init_weights=False)
+    net.Mixed_7c.pool = max_pool
+    return net
+
+
+def _fuse_batch_norm(module):
+    """Fold every batch norm into the convolution registered just before it."""
+    children = list(module.named_children())
+    for (name, conv), (next_name, norm) in zip(children, children[1:], strict=False):
+        if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+            setattr(module, name, fuse_conv_bn_eval(conv, norm))
+            setattr(module, next_name, nn.Identity())
+    for child in module.children():
+        _fuse_batch_norm(child)
+
+
+TORCHVISION = "https://download.pytorch.org/models/"
+WEIGHTS = {
+    "inception": "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/"
+    "pt_inception-2015-12-05-6726825d.pth",
+    "resnet50": TORCHVISION + "resnet50-0676ba61.pth",
+    "alex": TORCHVISION + "alexnet-owt-7be5be79.pth",
+    "vgg": TORCHVISION + "vgg16-397923af.pth",
+    "squeeze": TORCHVISION + "squeezenet1_1-b8a52dc0.pth",
+}
+
+
+def _network(name, build, weights, trunk=lambda net: net):
+    """Build a network in evaluation mode without gradients, its trunk with the named weights."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)
+        net = build()
+        if str(weights) == "random":
+            _randomize(trunk(net))
+    if str(weights) != "random":
+        path = _pretrained(name) if str(weights) == "pretrained" else Path(weights)
+        _load(trunk(net), path, name)
+    return net.eval().requires_grad_(False)
+
+
+@torch.no_grad()
+def _randomize(net):
+    """He-initialised convolutions, and the batch-norm statistics of seeded noise of all scales.
+
+    Without those statistics the activations of a deep random network all point one way, and
+    it can hardly tell photos apart. The noise is mostly grey, as photos are.
+    """
+    norms = [module for module in net.modules() if isinstance(module, nn.BatchNorm2d)]
+    for module in net.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+    if norms:
+        images = torch.zeros(16, 3, 224, 224)
+        for size in (1, 2, 4, 8, 16, 32, 64, 128):
+            noise = torch.randn(16, 1, size, size) + torch.randn(16, 3, size, size) / 4
+            images += F.interpolate(noise, size=images.shape[2:], mode="bilinear")
+        net.eval()
+        for norm in norms:
+            norm.train().momentum = 1.0
+        net(images / images.std())
+
+
+def _pretrained(name):
+    """Path of the pretrained weights in torch.hub's cache, downloaded if need be, verified."""
+    url = WEIGHTS[name]
+    path = Path(torch.hub.get_dir(), "checkpoints", url.rsplit("/", 1)[1])
+    prefix = re.search(r"-([0-9a-f]{8,})\.pth$", path.name)[1]
+    if not path.exists():
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            torch.hub.download_url_to_file(url, str(path), hash_prefix=prefix)
+        except (OSError, RuntimeError) as error:
+            raise WeightsError(f"cannot download {url} ({_first_line(error)}): save it as {path}, "
+                               "or choose --weights random") from error
+    digest = files.file_sha256(path)
+    if not digest.startswith(prefix):
+        raise WeightsError(f"{path} is damaged: its SHA-256 begins with {digest[:8]}, not "
+                           f"{prefix}; replace it by {url}, or choose --weights random")
+    return path
+
+
+def _load(net, path, name):
+    """Load a torchvision state dict; trunks of lpips keep the numbers of its layers."""
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged pickle can raise anything
+        raise WeightsError(f"cannot read weights from {path}: {_first_line(error)}") from error
+    names = {key: re.sub(r"^slice\d+\.", "features.", key) for key in net.state_dict()}
+    try:
+        net.load_state_dict({key: state[name] for key, name in names.items()})
+    except (KeyError, TypeError, RuntimeError, AttributeError) as error:
+        raise WeightsError(f"{path} does not hold the weights of {name}") from error
+
+
+def _first_line(error):
+    return (str(error) or type(error).__name__).splitlines()[0]
+
+
+# ---------------------------------------------------------------------------------------------
+# Images to features
+# ---------------------------------------------------------------------------------------------
+
+CHUNK = 2**14  # coordinates of LPIPS points held at once
+HALF_SCALE = 2.0**8  # keeps LPIPS coordinates of all image sizes well inside float16's range
+
+# Convolutions on a GPU round to TensorFloat-32 (10 bits) by default: too coarse for a metric.
+_full_precision = torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
+
+
+@_full_precision
+@torch.inference_mode()
+def features(images, network, batch_size=32):
+    """Features of uint8 images (n, 3, h, w): a float32 tensor (n, d) on the CPU.
+
+    network: from inception_network or resnet50_network. A row depends on its image alone, up to
+    1e-5 of its size. Raises ValueError for images of another kind.
+    """
+    device = next(network.parameters()).device
+    return torch.cat([network(batch.to(device, non_blocking=True)).float().cpu()
+                      for batch in _checked(images).split(batch_size)])
+
+
+def _checked(images):
+    images = torch.as_tensor(images)
+    if images.ndim != 4 or images.shape[1] != 3 or images.dtype != torch.uint8 or not len(images):
+        raise ValueError(f"images must be uint8 (n, 3, h, w) with n >= 1, not {images.dtype} "
+                         f"{tuple(images.shape)}")
+    return images
+
+
+def resized(images, size):
+    """uint8 images (n, 3, h, w) at size × size, by antialiased bilinear interpolation."""
+    if images.shape[2:] == (size, size):
+        return images
+    images = F.interpolate(images.float(), (size, size), mode="bilinear", antialias=True)
+    return images.round().clamp(0, 255).byte()
+
+
+@dataclass(frozen=True)
+class LpipsFeatures:
+    """Images as LPIPS sees them: points whose squared Euclidean distances are LPIPS distances.
+
+    Made by lpips_features; has a length and is indexed like a tensor, for any function that takes
+    a distance. The coordinates are in unnamed temporary files (in TMPDIR), one for each layer,
+    which go with the last reference to them.
+    """
+
+    layers: list[BinaryIO]  # each holds (total, width) coordinates
+    widths: list[int]
+    dtype: np.dtype
+    total: int
+    rows: Tensor  # the images among them that these points are
+
+    def __len__(self):
+        return len(self.rows)
+
+    def __getitem__(self, index):
+        return replace(self, rows=self.rows[index])
+
+    def pieces(self):
+        """The coordinates (n, CHUNK or less), piece after piece."""
+        for file, width in zip(self.layers, self.widths, strict=True):
+            for start in range(0, width, CHUNK):
+                # Mapped anew each time: what was read before is then no memory of this process.
+                layer = np.memmap(file, self.dtype, "r", shape=(self.total, width))
+                yield torch.from_numpy(layer[:, start : start + CHUNK][self.rows.numpy()])
+
+
+@_full_precision
+@torch.inference_mode()
+def lpips_features(images, network, total=None):
+    """Points for pairwise_lpips of uint8 images (n, 3, h, w), by one forward pass each.
+
+    images: with `total`, the number of images in all, an iterable of such tensors instead, for
+    more images than memory holds. network: from lpips_network. The temporary files take 2.6 MB
+    an image at 256x256 with "alex", 21 MB at 1024x1024 (13 times as much with "vgg"). Raises
+    OSError when the disk is full, ValueError where the images are not `total` of one size.
+    """
+    from lpips import normalize_tensor
+
+    if total is None:
+        images, total = [images], len(images)
+    device = next(network.parameters()).device
+    layers = [tempfile.TemporaryFile() for _ in network.lins]  # noqa: SIM115 (the points keep them)
+    done, shape, dtype = 0, None, None
+    for batch in _small_batches(images):
+        if shape not in (None, batch.shape[1:]) or done + len(batch) > total:
+            raise ValueError(f"LPIPS features of more than {total} images, or of several sizes")
+        shape, widths = batch.shape[1:], []
+        # The rounding errors of float16 average out over the many coordinates of a large image.
+        dtype = np.dtype(np.float16 if batch[0, 0].numel() >= 512**2 else np.float32)
+        maps = network.scaling_layer(batch.to(device).float() / 127.5 - 1)
+        for file, layer, head in zip(layers, network.net.children(), network.lins, strict=True):
+            maps = layer(maps)
+            scale = (head.model[-1].weight / maps[0, 0].numel()).sqrt() * HALF_SCALE
+            points = normalize_tensor(maps).mul_(scale).flatten(1).cpu().numpy()
+            file.write(points.astype(dtype, order="C"))
+            file.flush()
+            widths.append(points.shape[1])
+        done += len(batch)
+    if done < total:
+        raise ValueError(f"LPIPS features of {done} images, not {total}")
+    return LpipsFeatures(layers, widths, dtype, total, torch.arange(total))
+
+
+def _small_batches(batches):
+    """The same images in batches of at most 2^20 pixels, or of one image."""
+    for images in map(_checked, batches):
+        yield from images.split(max(1, 2**20 // images[0, 0].numel()))
+
+
+@torch.inference_mode()
+def pairwise_lpips(x, y, network):
+    """LPIPS between all pairs of x (n) and y (m): float32 (n, m), on the CPU.
+
+    x, y: uint8 images (n, 3, h, w) of one size, or their lpips_features, which spare the forward
+    passes when a set is used again. LPIPS (Zhang et al. 2018, eq. 1) is a weighted squared
+    distance of unit-normalised maps: n + m forward passes and a matrix product give what the
+    module gives pair by pair, to 1e-5; what is below 1e-5 is 0. Raises ValueError.
+    """
+    x, y = (points if isinstance(points, LpipsFeatures) else lpips_features(points, network)
+            for points in (x, y))
+    if x.widths != y.widths:
+        raise ValueError("LPIPS compares images of one size by one network")
+    device = next(network.parameters()).device
+    distances = torch.zeros(len(x), len(y), dtype=torch.float64)
+    for a, b in zip(x.pieces(), y.pieces(), strict=True):
+        a, b = a.to(device).float(), b.to(device).float()
+        center = a.mean(0)  # distances don't change, their rounding errors shrink
+        a, b = a - center, b - center
+        squares = a.square().sum(1)[:, None] + b.square().sum(1)
+        distances += (squares - 2 * (a @ b.T)).cpu()
+    distances /= HALF_SCALE**2
+    return distances.masked_fill_(distances < 1e-5, 0).float()
+
+
+# ---------------------------------------------------------------------------------------------
+# Features of whole sets, kept on disk
+# ---------------------------------------------------------------------------------------------
+
+VERSION = 1  # raised when cached values change their meaning: older ones are then computed anew
+
+
+def cache_path(folder, kind, key):
+    """The file for a value of this kind that was made from what `key` (plain values) lists."""
+    return folder / f"{kind}_{files.sha256(json.dumps(key))[:32]}.pt"
+
+
+def read_cache(path):
+    """What write_cache wrote under this name; None if nothing whole is there."""
+    try:
+        files.check_zip(path)
+        saved = torch.load(path, weights_only=True)
+        return saved["value"] if saved["name"] == path.name else None
+    except Exception:  # a damaged file can raise anything
+        return None
+
+
+def write_cache(path, value):
+    """Tensors, lists and dicts of them into a file; a warning where it cannot be written."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with files.replacing(path) as file:
+            torch.save({"value": value, "name": path.name}, file)
+    except OSError as error:
+        cli.warn(f"{path} not written ({error.strerror})")
+
+
+class FeatureNetworks:
+    """The networks "inception", "resnet" and "lpips", each built when first asked for by [name].
+
+    keys: {name: what the features depend on besides the images}. lpips: its trunk. lpips_size:
+    the side that images are resized to for LPIPS.
+    """
+
+    def __init__(self, weights, device, resize="bilinear", lpips="alex", lpips_size=256):
+        self.lpips_size = lpips_size
+        versions = [metadata.version(name) for name in ("torch", "torchvision", "lpips")]
+        self.keys = {"inception": [VERSION, weights, versions, resize],
+                     "resnet": [VERSION, weights, versions],
+                     "lpips": [VERSION, weights, versions, lpips, lpips_size]}
+        makers = {"inception": lambda: inception_network(weights, device, resize),
+                  "resnet": lambda: resnet50_network(weights, device),
+                  "lpips": lambda: lpips_network(lpips, weights, device)}
+        self._makers = {name: functools.cache(make) for name, make in makers.items()}
+
+    def __getitem__(self, name):
+        try:
+            return self._makers[name]()
+        except WeightsError as error:
+            cli.fail(error)
+
+
+def ahead(batches, depth=2):
+    """The same batches, made by a thread while those before them are in use."""
+    batches = iter(batches)
+    with ThreadPoolExecutor(1) as pool:
+        waiting = deque(pool.submit(next, batches, None) for _ in range(depth))
+        while (batch := waiting.popleft().result()) is not None:
+            waiting.append(pool.submit(next, batches, None))
+            yield batch
+
+
+class ImageSet:
+    """Images, and those of their features that were asked for so far.
+
+    key: a hash of what determines the images' pixels. batches(rows): yields uint8 tensors, the
+    images of these rows, in batches. cache: a folder. features: {name of a network: tensor (n, d),
+    for LPIPS LpipsFeatures}.
+    """
+
+    def __init__(self, name, key, n, batches, cache):
+        self.name, self.key, self.n = name, key, n
+        self.batches, self.cache, self.features = batches, cache, {}
+
+    def load(self, names, networks):
+        """Fills `features` by the named FeatureNetworks, from the cache if they are there."""
+        paths = {name: cache_path(self.cache, name, [networks.keys[name], self.key])
+                 for name in set(names) - set(self.features)}
+        found = {name: read_cache(path) for name, path in paths.items()}
+        missing = {name: networks[name] for name, value in found.items() if value is None}
+        self.features |= found
+        if missing:
+            self.features |= self.extract(missing, networks.lpips_size)
+        for name in missing:
+            if name != "lpips":  # a gigabyte for 400 images: only its neighbours are kept
+                write_cache(paths[name], self.features[name])
+
+    def extract(self, networks, lpips_size):
+        """{name: features} by all of the networks in one pass over the images."""
+        parts = {name: [] for name in networks if name != "lpips"}
+        bar = tqdm(total=self.n, desc=f"features of {self.name}", unit="img", disable=None,
+                   leave=False)
+
+        def passing():
+            for batch in ahead(self.batches(torch.arange(self.n))):
+                for name, rows in parts.items():
+                    rows.append(features(batch, networks[name]))
+                bar.update(len(batch))
+                yield resized(batch, lpips_size)
+
+        points = {}
+        with bar:
+            if "lpips" in networks:
+                points["lpips"] = lpips_features(passing(), networks["lpips"], self.n)
+            else:
+                deque(passing(), maxlen=0)
+        return {name: torch.cat(rows) for name, rows in parts.items()} | points

@@ -1,0 +1,207 @@
+"""The table and the figures of evaluate.py.
+
+A result is a dict of a column of the table: "name"; "kind", "real" (validation photos in the place
+of samples), "judged" or "published"; numbers by the names in ROWS; "intervals", {row: [low, high]}.
+"""
+
+import csv
+import io
+import math
+from pathlib import Path
+
+import numpy as np
+
+from common import files
+
+ROWS = {  # name in JSON and CSV: (in the table, the ideal, digits; None: 3 in all)
+    "fid_train": ("FID train", 0, 1),
+    "fid_validation": ("FID validation", 0, 1),
+    "fid_infinity_train": ("FID∞ train", 0, 1),
+    "fid_infinity_validation": ("FID∞ validation", 0, 1),
+    "kid_train": ("KID train", 0, None),
+    "kid_validation": ("KID validation", 0, None),
+    "precision": ("precision", 1, 2),
+    "recall": ("recall", 1, 2),
+    "density": ("density", 1, 2),
+    "coverage": ("coverage", 1, 2),
+    "aa_train": ("AA train", 0.5, 2),
+    "aa_test": ("AA test", 0.5, 2),
+    "privacy_loss": ("privacy loss", 0, 2),
+    "copies": ("suspected copies", 0, 2),
+    "aa_train_lpips": ("AA train, LPIPS", 0.5, 2),
+    "aa_test_lpips": ("AA test, LPIPS", 0.5, 2),
+    "privacy_loss_lpips": ("privacy loss, LPIPS", 0, 2),
+    "copies_lpips": ("suspected copies, LPIPS", 0, 2),
+}
+STUDY = [  # published, not ours: 331 images a set at 1024×1024
+    {"name": f"published {name}", "kind": "published", "n": 331, **dict(zip(
+        ("fid_train", "fid_validation", "aa_train", "aa_test", "privacy_loss"), numbers,
+        strict=True))}
+    for name, *numbers in [
+        ("REAL", None, 63, 0.55, None, None), ("10K", 89, 87, 0.91, 0.91, 0.00),
+        ("50K", 76, 74, 0.86, 0.85, -0.01), ("100K", 79, 78, 0.86, 0.84, -0.02),
+        ("150K", 77, 77, 0.86, 0.85, -0.01)]
+]
+
+
+def rounded(row, value):
+    """(the value, rounded to its row's digits after the point, their number)."""
+    digits = ROWS[row][2]
+    if digits is None:  # KID's scale is that of the features
+        digits = max(0, 2 - math.floor(math.log10(abs(value) or 1)))
+    return round(value, digits) + 0, digits  # + 0: never -0.00
+
+
+def cell(row, result):
+    """A number as the table shows it, ± half its interval; a dash for none."""
+    if result.get(row) is None:
+        return "–"
+    value, digits = rounded(row, result[row])
+    low, high = result.get("intervals", {}).get(row, (None, None))
+    if low is None:
+        return f"{value:.{digits}f}"
+    return f"{value:.{digits}f} ±{max(high - result[row], result[row] - low):.{digits}f}"
+
+
+def best(row, results):
+    """Which columns to set in bold: of two or more that are judged, the nearest to the ideal."""
+    off = {i: abs(rounded(row, result[row])[0] - ROWS[row][1]) for i, result in enumerate(results)
+           if result.get(row) is not None and result["kind"] == "judged"}
+    return {i for i in off if len(off) > 1 and off[i] < min(off.values()) + 1e-9}
+
+
+def table(results):
+    """The table as rows of (text, whether it is bold); the header first, then rows with numbers."""
+    rows = [[("", False), *((result["name"], False) for result in results)]]
+    for row, (label, _, _) in ROWS.items():
+        if any(result.get(row) is not None for result in results):
+            winners = best(row, results)
+            rows.append([(label, False), *((cell(row, result), i in winners)
+                                           for i, result in enumerate(results))])
+    return rows
+
+
+def markdown(results):
+    """The table in Markdown, its columns aligned so that a terminal shows it well, too."""
+    rows = [[f"**{text}**" if bold else text for text, bold in row] for row in table(results)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    rows.insert(1, ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])])
+    lines = []
+    for label, *texts in rows:
+        padded = [text.rjust(width) for text, width in zip(texts, widths[1:], strict=True)]
+        lines.append(f"| {' | '.join([label.ljust(widths[0]), *padded])} |")
+    return "\n".join(lines)
+
+
+def csv_text(results, note):
+    """One line a column of the table: its numbers, and the ends of their intervals."""
+    ends = [f"{row}_{end}" for row in ROWS for end in ("low", "high")]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, ["name", "n", *ROWS, *ends, "note"], lineterminator="\n",
+                            extrasaction="ignore")
+    writer.writeheader()
+    for result in results:
+        spread = {f"{row}_{end}": value for row, pair in result.get("intervals", {}).items()
+                  for end, value in zip(("low", "high"), pair, strict=True)}
+        remark = "published" if result["kind"] == "published" else note
+        writer.writerow({"note": remark, **result, **spread})
+    return text.getvalue()
+
+
+# ---------------------------------------------------------------------------------------------
+# Figures
+# ---------------------------------------------------------------------------------------------
+
+
+def new_figure(width, height, rows=1, columns=1, **sharing):
+    """(a figure of so many inches, its axes (rows, columns)); it needs no display."""
+    from matplotlib.figure import Figure  # slow to import, and --interpolate does without
+
+    figure = Figure((width, height), layout="constrained")
+    return figure, figure.subplots(rows, columns, squeeze=False, **sharing)
+
+
+def save_figure(figure, title, path):
+    """A PNG; the title gets a line for each of its parts between semicolons."""
+    figure.suptitle(title.replace("; ", "\n"), fontsize=10)
+    with files.replacing(path) as file:
+        figure.savefig(file, format="png", dpi=100)
+
+
+def table_figure(results, caption, path):
+    """The table as a picture."""
+    rows = table(results)
+    texts = [[text for text, _ in row] for row in rows]
+    figure, ((axes,),) = new_figure(2.2 + 1.7 * len(results), 0.6 + 0.28 * len(rows))
+    axes.axis("off")
+    drawn = axes.table(texts[1:], colLabels=texts[0], bbox=[0, 0, 1, 1], cellLoc="center",
+                       colWidths=[2.2] + [1.7] * len(results))
+    drawn.auto_set_font_size(False)
+    drawn.set_fontsize(9)
+    for (i, j), box in drawn.get_celld().items():
+        box.set_edgecolor("0.8")
+        if i == 0 or rows[i][j][1]:
+            box.set_text_props(weight="bold")
+    save_figure(figure, caption, path)
+
+
+def neighbours_figure(rows, title, path):
+    """A row for each sample: the sample, then its nearest photos.
+
+    rows: lists of (label, uint8 image (3, h, w)), all of one length.
+    """
+    columns = len(rows[0])
+    figure, axes = new_figure(2.2 * columns, 2.4 * len(rows) + 0.6, len(rows), columns)
+    for row_axes, row in zip(axes, rows, strict=True):
+        for axis, (label, image) in zip(row_axes, row, strict=True):
+            axis.imshow(np.asarray(image).transpose(1, 2, 0))
+            axis.set_title(label, fontsize=9)
+            axis.axis("off")
+    save_figure(figure, title, path)
+
+
+def pca_figure(pca, panels, title, path):
+    """Panels of two embedding sets each on the axes of the training photos' components.
+
+    pca: metrics.PrincipalComponents. panels: [(subtitle, {label: embeddings (n, d)})].
+    """
+    figure, axes = new_figure(6 * len(panels), 5, 1, len(panels), sharex=True, sharey=True)
+    explained = " + ".join(f"{100 * share:.1f}%" for share in pca.explained)
+    for axis, (subtitle, sets) in zip(axes[0], panels, strict=True):
+        for (label, embeddings), marker in zip(sets.items(), "ox", strict=True):
+            axis.scatter(*pca.project(embeddings).T, s=16, marker=marker, label=label, alpha=0.7)
+        axis.set(title=f"{subtitle}, variance {explained}", xlabel="component 1",
+                 ylabel="component 2")
+        axis.legend()
+    save_figure(figure, title, path)
+
+
+def curve_figure(results, real, caption, path):
+    """FID and adversarial accuracy over steps, of runs with two or more of them; else nothing."""
+    runs = {}
+    for result in results:
+        if "step" in result:
+            folder = Path(result["path"]).parent.resolve()
+            runs.setdefault((folder, result["model"]), []).append(result)
+    runs = {run: sorted(found, key=lambda result: result["step"]) for run, found in runs.items()
+            if len({result["step"] for result in found}) > 1}
+    if not runs:
+        return
+    figure, (axes,) = new_figure(12, 4.5, 1, 2)
+    panels = [("FID", {"fid_train": "-", "fid_validation": "--"}, real["fid_validation"]),
+              ("adversarial accuracy", {"aa_train": "-", "aa_test": "--"}, real["aa_train"])]
+    for axis, (label, rows, reference) in zip(axes, panels, strict=True):
+        for number, ((folder, model), found) in enumerate(runs.items()):
+            steps = [result["step"] for result in found]
+            for row, style in rows.items():
+                axis.plot(steps, [result[row] for result in found], style, marker="o",
+                          color=f"C{number}",
+                          label=f"{folder.name} ({model}), {ROWS[row][0].split()[1]}")
+                if all(row in result["intervals"] for result in found):
+                    ends = zip(*(result["intervals"][row] for result in found), strict=True)
+                    axis.fill_between(steps, *ends, alpha=0.12, color=f"C{number}", linewidth=0)
+        axis.axhline(reference, color="0.4", linewidth=1, linestyle=":", label="REAL")
+        axis.set(xlabel="step (FastGAN: iterations, others: epochs)", ylabel=label)
+        axis.legend(fontsize=8)
+    axes[1].set_ylim(-0.03, 1.03)
+    save_figure(figure, f"{caption}\nbands: 95% intervals", path)

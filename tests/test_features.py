@@ -1,0 +1,253 @@
+"""common/features.py against the reference implementations, on seeded random weights."""
+
+import hashlib
+import warnings
+from functools import partial
+from urllib.error import URLError
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+import torchvision
+
+import metrics
+from common import features
+
+
+def drawn(n, size=64, seed=0):
+    """Smooth uint8 images of random colours: unlike noise, they differ in what they show."""
+    generator = torch.Generator().manual_seed(seed)
+    coarse = torch.rand(n, 3, 5, 5, generator=generator) * 255
+    return F.interpolate(coarse, size=(size, size), mode="bicubic").clamp(0, 255).byte()
+
+
+@pytest.fixture(scope="module")
+def inception():
+    return features.inception_network("random")
+
+
+@pytest.fixture(scope="module")
+def resnet():
+    return features.resnet50_network("random")
+
+
+@pytest.fixture(scope="module")
+def alex():
+    return features.lpips_network("alex", "random")
+
+
+@pytest.fixture(autouse=True)
+def global_random_state_is_untouched():
+    torch.manual_seed(1234)  # a state that no function here would leave behind by chance
+    state = torch.get_rng_state()
+    yield
+    assert torch.equal(state, torch.get_rng_state())
+
+
+# Networks
+
+
+def test_inception_features_equal_those_of_pytorch_fid(inception, monkeypatch):
+    reference = pytest.importorskip("pytorch_fid.inception")
+    state = features._network("inception", features._fid_inception, "random").state_dict()
+    monkeypatch.setattr(reference, "load_state_dict_from_url", lambda *_, **__: state)
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        theirs = reference.InceptionV3([3]).eval()
+    images = drawn(6, 200)
+    with torch.no_grad():
+        expected = theirs(images / 255)[0][:, :, 0, 0]
+    ours = features.features(images, inception)
+    assert ours.shape == (6, 2048) and ours.dtype == torch.float32
+    assert (ours - expected).norm() < 1e-4 * expected.norm()
+    torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-4 * expected.abs().mean())
+
+
+def test_resnet_embedding_is_torchvisions(resnet):
+    net = features._network("resnet50", torchvision.models.resnet50, "random")
+    net.fc = torch.nn.Identity()
+    images = drawn(3, 224)
+    with torch.no_grad():
+        normalize = torchvision.transforms.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+        expected = net(normalize(images / 255))
+    ours = features.features(images, resnet)
+    assert (ours - expected).norm() < 1e-4 * expected.norm()
+
+
+@pytest.mark.parametrize("size", [(64, 64), (299, 299), (400, 333)])
+def test_clean_resize_equals_clean_fid(size):
+    resize = pytest.importorskip("cleanfid.resize").build_resizer("clean")
+    image = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+    ours = features._prepare_clean_fid(torch.from_numpy(image).permute(2, 0, 1)[None].float())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        expected = (resize(image) - 128) / 128
+    np.testing.assert_allclose(ours[0].permute(1, 2, 0).numpy(), expected, atol=1e-4)
+
+
+def test_features_of_an_image_do_not_depend_on_its_batch(inception, resnet):
+    images = drawn(7, 96)
+    for network in (inception, resnet):
+        together = features.features(images.numpy(), network, batch_size=4)
+        alone = features.features(images, network, batch_size=1)
+        assert (together - alone).norm(dim=1).max() < 1e-5 * alone.norm(dim=1).min()
+
+
+def test_random_weights_are_the_same_each_time_and_tell_images_apart(resnet):
+    again = features.resnet50_network("random").state_dict()
+    assert all(torch.equal(value, again[key]) for key, value in resnet.state_dict().items())
+    x, y = (features.features(drawn(12, 96, seed), resnet) for seed in (1, 2))
+    noise = np.random.default_rng(0).integers(0, 256, (12, 3, 96, 96), dtype=np.uint8)
+    far = metrics.frechet_distance(x, features.features(noise, resnet))
+    assert metrics.frechet_distance(x, y) < far / 2
+    assert metrics.pairwise_cosine(x, y).min() > 1e-3
+
+
+@pytest.mark.parametrize("images", [
+    np.zeros((2, 3, 64, 64)), np.zeros((2, 64, 64, 3), np.uint8), np.zeros((0, 3, 9, 9), np.uint8)])
+def test_images_that_are_none(images, resnet):
+    with pytest.raises(ValueError, match="uint8"):
+        features.features(images, resnet)
+
+
+# Weights
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """An empty torch.hub cache and a 'release' of SqueezeNet weights at a file:// URL."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "home"))
+    with torch.random.fork_rng(devices=[]):
+        torch.save(torchvision.models.squeezenet1_1().state_dict(), tmp_path / "release")
+    digest = hashlib.sha256((tmp_path / "release").read_bytes()).hexdigest()
+    release = (tmp_path / "release").rename(tmp_path / f"squeezenet1_1-{digest[:8]}.pth")
+    monkeypatch.setitem(features.WEIGHTS, "squeeze", release.as_uri())
+    return release, tmp_path / "home/hub/checkpoints" / release.name
+
+
+def test_pretrained_weights_are_downloaded_cached_and_verified(hub):
+    release, cached = hub
+    network = features.lpips_network("squeeze")
+    expected = torch.load(release, weights_only=True)["features.0.weight"]
+    assert torch.equal(network.net.slice1[0].weight, expected)
+    assert not any(p.requires_grad for p in network.parameters()) and not network.training
+    content = bytearray(cached.read_bytes())
+    release.unlink()
+    features.lpips_network("squeeze")  # needs the cache alone
+    content[len(content) // 2] ^= 1
+    cached.write_bytes(content)
+    with pytest.raises(features.WeightsError, match="damaged") as error:
+        features.lpips_network("squeeze")
+    assert str(cached) in str(error.value)
+    cached.unlink()  # a download with another hash is refused
+    release.write_bytes(content)
+    with pytest.raises(features.WeightsError, match="hash"):
+        features.lpips_network("squeeze")
+    assert not cached.exists()
+
+
+@pytest.mark.parametrize("make", ["inception", "resnet50", "alex", "vgg", "squeeze"])
+def test_without_network_and_cache_the_error_says_what_to_do(make, hub, monkeypatch):
+    def unreachable(*_, **__):
+        raise URLError("no route to host")
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", unreachable)
+    build = {"inception": features.inception_network, "resnet50": features.resnet50_network}
+    with pytest.raises(features.WeightsError) as error:
+        build.get(make, partial(features.lpips_network, make))("pretrained")
+    message, url = str(error.value), features.WEIGHTS[make]
+    assert url in message and str(hub[1].parent / url.rsplit("/", 1)[1]) in message
+    assert "--weights random" in message and "\n" not in message
+
+
+def test_weights_from_a_path(tmp_path, hub, resnet):
+    images = drawn(2, 96)
+    net = features._network("resnet50", torchvision.models.resnet50, "random")
+    torch.save(net.state_dict(), tmp_path / "resnet.pth")
+    ours = features.features(images, features.resnet50_network(tmp_path / "resnet.pth"))
+    assert torch.equal(ours, features.features(images, resnet))
+    features.lpips_network("squeeze", hub[0])
+    (tmp_path / "text.pth").write_text("not weights")
+    (tmp_path / "empty.pth").touch()
+    torch.save([1, 2], tmp_path / "list.pth")
+    for name in ("text.pth", "empty.pth", "list.pth", "absent.pth", "resnet.pth"):
+        for make in (features.inception_network, partial(features.lpips_network, "squeeze")):
+            with pytest.raises(features.WeightsError, match=name) as error:
+                make(str(tmp_path / name))
+            assert "\n" not in str(error.value)
+
+
+# LPIPS
+
+
+@pytest.mark.parametrize("net, size", [
+    ("alex", 64), ("alex", 160), ("alex", 512), ("squeeze", 96), ("vgg", 64)])
+def test_pairwise_lpips_equals_the_module_pair_by_pair(net, size):
+    network = features.lpips_network(net, "random")
+    x, y = drawn(3, size), drawn(4, size, seed=1)
+    y[0] = x[1]
+    with torch.inference_mode():
+        expected = torch.stack([
+            torch.cat([network(a[None] / 127.5 - 1, b[None] / 127.5 - 1).flatten() for b in y])
+            for a in x])
+    ours = features.pairwise_lpips(x, y, network)
+    assert expected.max() > 0.05
+    torch.testing.assert_close(ours, expected, rtol=0, atol=1e-5)
+    assert ours[1, 0] == 0 and ours.dtype == torch.float32
+    assert (features.pairwise_lpips(x, x, network).diagonal() == 0).all()
+
+
+def test_lpips_features_are_points_computed_once_also_of_a_stream(alex, monkeypatch):
+    x, y = drawn(7), drawn(5, seed=1)
+    expected, close = features.pairwise_lpips(x, y, alex), partial(
+        torch.testing.assert_close, rtol=0, atol=1e-6)
+    points = features.lpips_features(iter(x.split([3, 4])), alex, total=7)
+    with monkeypatch.context() as patch:
+        patch.setattr(features, "lpips_features", None)  # no forward pass from here on
+        assert len(points) == 7 and len(points[2:4]) == 2
+        rows = [4, 0, 2]
+        among = features.pairwise_lpips(points[rows], points[1:], alex)
+        assert among.shape == (3, 6) and among[2, 1] == 0
+    close(among, features.pairwise_lpips(x[rows], x[1:], alex))
+    close(features.pairwise_lpips(points[rows], y, alex), expected[rows])
+    with pytest.raises(ValueError, match="one size"):
+        features.pairwise_lpips(points, drawn(2, 96), alex)
+    for batches, total in (([x], 6), ([x], 8), ([x, drawn(2, 96)], 9)):
+        with pytest.raises(ValueError, match="LPIPS features of"):
+            features.lpips_features(batches, alex, total=total)
+
+
+# Whole sets
+
+
+def test_a_cache_is_whole_and_of_its_name_or_none(tmp_path, capsys):
+    value = {"a": [torch.arange(5000), (torch.ones(2), torch.zeros(2))]}
+    path, other = (features.cache_path(tmp_path / "new", "resnet", [1, key]) for key in "ab")
+    assert path != other and features.read_cache(path) is None
+    features.write_cache(path, value)
+    read = features.read_cache(path)
+    assert torch.equal(read["a"][0], value["a"][0]) and torch.equal(read["a"][1][0], torch.ones(2))
+    content = bytearray(path.read_bytes())
+    other.write_bytes(content)  # under another's name
+    assert features.read_cache(other) is None
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    assert features.read_cache(path) is None
+    path.write_bytes(content[:1000])
+    assert features.read_cache(path) is None
+    features.write_cache(path / "below" / "a.pt", value)
+    assert "warning: " in capsys.readouterr().err
+
+
+def test_what_a_thread_makes_ahead():
+    assert list(features.ahead(range(1, 8))) == list(range(1, 8))
+
+    def breaks():
+        yield 1
+        raise SystemExit(2)
+
+    made = features.ahead(breaks())
+    assert next(made) == 1
+    with pytest.raises(SystemExit):
+        next(made)

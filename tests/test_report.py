@@ -1,0 +1,41 @@
+"""The table of evaluate.py; its figures are drawn by tests/test_evaluate.py."""
+
+import csv
+import io
+
+from common import report
+
+COLUMNS = [
+    {"name": "REAL", "kind": "real", "n": 6, "fid_train": 1.0, "aa_train": 0.5},
+    {"name": "a", "kind": "judged", "n": 6, "fid_train": 80.04, "aa_train": 0.41,
+     "kid_train": -2.4e-6, "privacy_loss": -0.001,
+     "intervals": {"aa_train": [0.3, 0.5], "kid_train": [0, 0.001]}},
+    {"name": "b", "kind": "judged", "n": 6, "fid_train": 79.96, "aa_train": 0.6,
+     "kid_train": 0.01234},
+    {"name": "p", "kind": "published", "n": 331, "fid_train": 2.0}]
+
+
+def test_cells_and_the_best_of_them():
+    assert [report.cell(row, COLUMNS[1]) for row in (
+        "fid_train", "aa_train", "privacy_loss", "recall")] == ["80.0", "0.41 ±0.11", "0.00", "–"]
+    assert report.cell("kid_train", COLUMNS[2]) == "0.0123"
+    assert report.cell("kid_train", {"kid_train": -2501.98}) == "-2502"
+    assert [report.best(row, COLUMNS) for row in ("fid_train", "aa_train", "recall")] == [
+        {1, 2}, {1}, set()]
+
+
+def test_markdown_is_aligned():
+    assert report.markdown(COLUMNS).splitlines() == [
+        "|              | REAL |                       a |        b |   p |",
+        "| ------------ | ---: | ----------------------: | -------: | --: |",
+        "| FID train    |  1.0 |                **80.0** | **80.0** | 2.0 |",
+        "| KID train    |    – | **-0.00240 ±0.01240** |   0.0123 |   – |",
+        "| AA train     | 0.50 |          **0.41 ±0.11** |     0.60 |   – |",
+        "| privacy loss |    – |                    0.00 |        – |   – |"]
+
+
+def test_csv():
+    rows = list(csv.DictReader(io.StringIO(report.csv_text(COLUMNS, "random"))))
+    assert [row["note"] for row in rows] == ["random"] * 3 + ["published"]
+    assert rows[1]["aa_train"] == "0.41" and rows[1]["recall"] == rows[3]["aa_train"] == ""
+    assert [rows[1][f"aa_train_{end}"] for end in ("low", "high")] == ["0.3", "0.5"]
