@@ -30,9 +30,7 @@ class BatchNorm2d(nn.BatchNorm2d):
         nn.init.normal_(self.weight, 1.0, 0.02)
 
 
-# ---------------------------------------------------------------------------------------------
-# GAN: linear layers alone
-# ---------------------------------------------------------------------------------------------
+# GAN: linear layers alone --------------------------------------------------------------------
 
 
 class GANGenerator(nn.Module):
@@ -57,24 +55,16 @@ class GANDiscriminator(nn.Module):
 
     def __init__(self, image_size=28):
         super().__init__()
-        self.main = nn.Sequential(
-            nn.Flatten(),
-            nn.Linear(3 * image_size**2, 1024),
-            nn.LeakyReLU(0.25),
-            nn.Linear(1024, 512),
-            nn.LeakyReLU(0.25),
-            nn.Linear(512, 256),
-            nn.LeakyReLU(0.25),
-            nn.Linear(256, 1),
-        )
+        layers, widths = [nn.Flatten()], (3 * image_size**2, 1024, 512, 256)
+        for width, next_width in itertools.pairwise(widths):
+            layers += [nn.Linear(width, next_width), nn.LeakyReLU(0.25)]
+        self.main = nn.Sequential(*layers, nn.Linear(widths[-1], 1))
 
     def forward(self, images):
         return self.main(images).flatten()
 
 
-# ---------------------------------------------------------------------------------------------
-# DCGAN: strided convolutions
-# ---------------------------------------------------------------------------------------------
+# DCGAN: strided convolutions -----------------------------------------------------------------
 
 
 def dcgan_widths(image_size, features):
@@ -134,9 +124,7 @@ class DCGANDiscriminator(nn.Module):
         return self.main(images).flatten()
 
 
-# ---------------------------------------------------------------------------------------------
-# VAE
-# ---------------------------------------------------------------------------------------------
+# VAE -----------------------------------------------------------------------------------------
 
 VAE_WIDTHS = (32, 64, 128, 256, 512)
 
@@ -207,9 +195,7 @@ class VAE(nn.Module):
         return self.decoder(mean + (log_variance / 2).exp() * noise), mean, log_variance
 
 
-# ---------------------------------------------------------------------------------------------
-# Layers that FastGAN's two networks share
-# ---------------------------------------------------------------------------------------------
+# Layers that FastGAN's two networks share ----------------------------------------------------
 
 
 class SpectralConv2d(nn.Module):
@@ -322,40 +308,41 @@ class SkipLayerExcitation(nn.Module):
     def __init__(self, in_channels, out_channels):
         super().__init__()
         self.main = nn.Sequential(
-            MeanPool(4),
-            SpectralConv2d(in_channels, out_channels, 4),
-            nn.SiLU(),
-            SpectralConv2d(out_channels, out_channels, 1),
-            nn.Sigmoid(),
-        )
+            MeanPool(4), SpectralConv2d(in_channels, out_channels, 4), nn.SiLU(),
+            SpectralConv2d(out_channels, out_channels, 1), nn.Sigmoid())
 
     def forward(self, low, high):
         return high * self.main(low)
 
 
-def up_block(in_channels, out_channels):
+def up_layers(in_channels, out_channels):
     """Twice the height and width: nearest, conv 3×3, batch norm, GLU."""
-    return nn.Sequential(
-        nn.Upsample(scale_factor=2, mode="nearest"),
-        SpectralConv2d(in_channels, 2 * out_channels, 3, padding=1),
-        BatchNorm2d(2 * out_channels),
-        GLU(),
-    )
+    return [nn.Upsample(scale_factor=2, mode="nearest"),
+            SpectralConv2d(in_channels, 2 * out_channels, 3, padding=1),
+            BatchNorm2d(2 * out_channels), GLU()]
+
+
+def up_block(in_channels, out_channels):
+    """The published UpBlock."""
+    return nn.Sequential(*up_layers(in_channels, out_channels))
 
 
 def up_block_comp(in_channels, out_channels, size):
-    """An up block with a second convolution and noise before each batch norm; `size` it gives."""
+    """The published UpBlockComp: a second convolution, and noise before each batch norm.
+
+    size: of the maps that it gives.
+    """
+    upsample, conv, norm, glu = up_layers(in_channels, out_channels)
     return nn.Sequential(
-        nn.Upsample(scale_factor=2, mode="nearest"),
-        SpectralConv2d(in_channels, 2 * out_channels, 3, padding=1),
-        NoiseInjection(size, seed=size),
-        BatchNorm2d(2 * out_channels),
-        GLU(),
+        upsample, conv, NoiseInjection(size, seed=size), norm, glu,
         SpectralConv2d(out_channels, 2 * out_channels, 3, padding=1),
-        NoiseInjection(size, seed=size + 1),
-        BatchNorm2d(2 * out_channels),
-        GLU(),
-    )
+        NoiseInjection(size, seed=size + 1), BatchNorm2d(2 * out_channels), GLU())
+
+
+def down_layers(in_channels, out_channels, kernel_size, stride=1, padding=0):
+    """Convolution, batch norm, LeakyReLU."""
+    return [SpectralConv2d(in_channels, out_channels, kernel_size, stride, padding),
+            BatchNorm2d(out_channels), nn.LeakyReLU(0.2)]
 
 
 def check_image_size(image_size):
@@ -363,9 +350,7 @@ def check_image_size(image_size):
         raise ValueError(f"FastGAN makes images of 256, 512 or 1024 pixels, not {image_size}")
 
 
-# ---------------------------------------------------------------------------------------------
-# FastGAN's generator
-# ---------------------------------------------------------------------------------------------
+# FastGAN's generator -------------------------------------------------------------------------
 
 
 class InitLayer(nn.Module):
@@ -373,11 +358,8 @@ class InitLayer(nn.Module):
 
     def __init__(self, z_dim, out_channels):
         super().__init__()
-        self.init = nn.Sequential(
-            SpectralConvTranspose2d(z_dim, 2 * out_channels, 4),
-            BatchNorm2d(2 * out_channels),
-            GLU(),
-        )
+        self.init = nn.Sequential(SpectralConvTranspose2d(z_dim, 2 * out_channels, 4),
+                                  BatchNorm2d(2 * out_channels), GLU())
 
     def forward(self, z):
         return self.init(z[:, :, None, None])
@@ -438,9 +420,7 @@ class FastGANGenerator(nn.Module):
         return self.to_big(last), self.to_128(map_128)
 
 
-# ---------------------------------------------------------------------------------------------
-# FastGAN's discriminator
-# ---------------------------------------------------------------------------------------------
+# FastGAN's discriminator ---------------------------------------------------------------------
 
 
 class DownBlock(nn.Module):
@@ -448,11 +428,7 @@ class DownBlock(nn.Module):
 
     def __init__(self, in_channels, out_channels):
         super().__init__()
-        self.main = nn.Sequential(
-            SpectralConv2d(in_channels, out_channels, 4, stride=2, padding=1),
-            BatchNorm2d(out_channels),
-            nn.LeakyReLU(0.2),
-        )
+        self.main = nn.Sequential(*down_layers(in_channels, out_channels, 4, 2, 1))
 
     def forward(self, x):
         return self.main(x)
@@ -463,20 +439,9 @@ class DownBlockComp(nn.Module):
 
     def __init__(self, in_channels, out_channels):
         super().__init__()
-        self.main = nn.Sequential(
-            SpectralConv2d(in_channels, out_channels, 4, stride=2, padding=1),
-            BatchNorm2d(out_channels),
-            nn.LeakyReLU(0.2),
-            SpectralConv2d(out_channels, out_channels, 3, padding=1),
-            BatchNorm2d(out_channels),
-            nn.LeakyReLU(0.2),
-        )
-        self.direct = nn.Sequential(
-            nn.AvgPool2d(2),
-            SpectralConv2d(in_channels, out_channels, 1),
-            BatchNorm2d(out_channels),
-            nn.LeakyReLU(0.2),
-        )
+        self.main = nn.Sequential(*down_layers(in_channels, out_channels, 4, 2, 1),
+                                  *down_layers(out_channels, out_channels, 3, 1, 1))
+        self.direct = nn.Sequential(nn.AvgPool2d(2), *down_layers(in_channels, out_channels, 1))
 
     def forward(self, x):
         return (self.main(x) + self.direct(x)) / 2
@@ -525,30 +490,19 @@ class FastGANDiscriminator(nn.Module):
         share = {8: 16, 16: 8, 32: 4, 64: 2, 128: 1, 256: 1 / 2, 512: 1 / 4, 1024: 1 / 8}
         width = {size: max(1, int(s * features)) for size, s in share.items()}
 
+        kernel, stride = {256: (3, 1), 512: (4, 2), 1024: (4, 2)}[image_size]
+        first = width[1024] if image_size == 1024 else width[512]
+        large = [SpectralConv2d(3, first, kernel, stride, padding=1), nn.LeakyReLU(0.2)]
         if image_size == 1024:
-            self.down_from_big = nn.Sequential(
-                SpectralConv2d(3, width[1024], 4, stride=2, padding=1),
-                nn.LeakyReLU(0.2),
-                SpectralConv2d(width[1024], width[512], 4, stride=2, padding=1),
-                BatchNorm2d(width[512]),
-                nn.LeakyReLU(0.2),
-            )
-        else:
-            kernel, stride = (4, 2) if image_size == 512 else (3, 1)
-            self.down_from_big = nn.Sequential(
-                SpectralConv2d(3, width[512], kernel, stride, padding=1), nn.LeakyReLU(0.2)
-            )
+            large += down_layers(first, width[512], 4, 2, 1)
+        self.down_from_big = nn.Sequential(*large)
         self.down_4 = DownBlockComp(width[512], width[256])
         self.down_8 = DownBlockComp(width[256], width[128])
         self.down_16 = DownBlockComp(width[128], width[64])
         self.down_32 = DownBlockComp(width[64], width[32])
         self.down_64 = DownBlockComp(width[32], width[16])
-        self.rf_big = nn.Sequential(
-            SpectralConv2d(width[16], width[8], 1),
-            BatchNorm2d(width[8]),
-            nn.LeakyReLU(0.2),
-            SpectralConv2d(width[8], 1, 4),
-        )
+        self.rf_big = nn.Sequential(*down_layers(width[16], width[8], 1),
+                                    SpectralConv2d(width[8], 1, 4))
         self.se_2_16 = SkipLayerExcitation(width[512], width[64])
         self.se_4_32 = SkipLayerExcitation(width[256], width[32])
         self.se_8_64 = SkipLayerExcitation(width[128], width[16])
@@ -590,8 +544,5 @@ class FastGANDiscriminator(nn.Module):
         They are what the maps of a real image decode to, (n, 3, 128, 128) in [-1, 1] each.
         """
         map_8, small_8, map_16 = maps
-        return (
-            self.decoder_big(map_8),
-            self.decoder_small(small_8),
-            self.decoder_part(quadrant(map_16, part)),
-        )
+        return (self.decoder_big(map_8), self.decoder_small(small_8),
+                self.decoder_part(quadrant(map_16, part)))
