@@ -13,7 +13,8 @@ import copy
 import torch
 from torch.nn import functional as F
 
-import training
+from common import checkpoints, cli, devices, photos, sampling
+from common.run import Run, launch, load_photos, start
 from nets import FastGANDiscriminator, FastGANGenerator, quadrant
 
 DEMO = {"data": "data/demo", "size": 256, "features": 16, "batch_size": 4, "iters": 500,
@@ -66,12 +67,12 @@ def perceptual_distance(kind, numerics):
     if kind == "l1":
         return lambda xs, ys: sum((x - y).abs().mean((1, 2, 3)).sum()
                                   for x, y in zip(xs, ys, strict=True))
-    from metrics import WeightsError, lpips_network
+    from common.features import WeightsError, lpips_network
 
     try:
         network = lpips_network("vgg", device=numerics.device)
     except WeightsError as error:
-        training.fail(str(error).replace("--weights random", "--reconstruction l1"))
+        cli.fail(str(error).replace("--weights random", "--reconstruction l1"))
     weights = [head.model[-1].weight[0] for head in network.lins]
 
     def features(batches):
@@ -109,19 +110,20 @@ def train_step(networks, optimizers, numerics, average, weight, real, augment, d
     augmentation. `distance` is of perceptual_distance.
     """
     generator, discriminator = networks["generator"], networks["discriminator"]
-    z = torch.randn(len(real), generator.z_dim, device=real.device)
+    judge = devices.plain(discriminator)  # of G's samples: D learns nothing from it
+    z = torch.randn(len(real), devices.plain(generator).z_dim, device=real.device)
     part = torch.randint(4, (), device=real.device)
-    real = training.diff_augment(real, augment)
+    real = photos.diff_augment(real, augment)
     with numerics.autocast():
         fakes = generator(z)
-    fakes = [training.diff_augment(fake.float(), augment) for fake in fakes]
+    fakes = [photos.diff_augment(fake.float(), augment) for fake in fakes]
 
     # D's three decoders show the whole photo, again from the small path, and one quadrant.
     real_128 = F.interpolate(real, size=128)
     targets = [real_128, real_128, F.interpolate(quadrant(real, part), size=128)]
-    with numerics.autocast():
+    with numerics.autocast(), devices.unsynchronized(discriminator):
         logits, maps = discriminator(real, real_128)
-        decoded = discriminator.reconstruct(maps, part)
+        decoded = judge.reconstruct(maps, part)
     reconstruction = distance([images.float() for images in decoded], targets)
     on_real = hinge_real(logits)
     numerics.backward(on_real + reconstruction)
@@ -130,10 +132,10 @@ def train_step(networks, optimizers, numerics, average, weight, real, augment, d
     on_fake = hinge_fake(logits)
     numerics.update(optimizers["discriminator"], on_fake)
 
-    discriminator.requires_grad_(False)  # its gradients would be thrown away
+    judge.requires_grad_(False)  # its gradients would be thrown away
     with numerics.autocast():
-        logits, _ = discriminator(*fakes)
-    discriminator.requires_grad_(True)
+        logits, _ = judge(*fakes)
+    judge.requires_grad_(True)
     g_loss = -logits.float().mean()
     numerics.update(optimizers["generator"], g_loss)
     with torch.no_grad():  # three calls: lerp has none for all tensors and a weight on the device
@@ -151,7 +153,7 @@ def reconstructions(discriminator, images, device):
     its buffers.
     """
     discriminator = copy.deepcopy(discriminator).train()
-    real = training.take_batch(images, torch.arange(8) % len(images), device)
+    real = photos.take_batch(images, torch.arange(8) % len(images), device)
     real_128 = F.interpolate(real, size=128)
     maps = discriminator(real, real_128)[1]
     whole, whole_small, quarter = discriminator.reconstruct(maps, 0)
@@ -161,38 +163,41 @@ def reconstructions(discriminator, images, device):
 
 def main(args, checkpoint):
     config = {"image_size": args.size, "z_dim": args.z_dim, "features": args.features}
-    numerics = training.start(args, checkpoint, DEMO, **config)
+    numerics = start(args, checkpoint, DEMO, **config)
     device = numerics.device
     try:
         generator = FastGANGenerator(**config).to(device)
     except ValueError as error:
-        training.fail(f"--size {args.size}: {error}")
+        cli.fail(f"--size {args.size}: {error}")
     discriminator = FastGANDiscriminator(args.size, args.features).to(device)
     distance = perceptual_distance(args.reconstruction, numerics)
-    images, fingerprint = training.load_photos(args, device)
+    images, fingerprint = load_photos(args, device)
 
     adam = {"lr": args.lr, "betas": (0.5, 0.999), "fused": True, "capturable": True}
     optimizers = {"generator": torch.optim.Adam(generator.parameters(), **adam),
                   "discriminator": torch.optim.Adam(discriminator.parameters(), **adam)}
     networks = {"generator": generator, "discriminator": discriminator}
-    run = training.Run("fastgan", args, checkpoint, numerics, config, networks, optimizers,
-                       (len(images), fingerprint), ["d_hinge", "d_reconstruction", "g_loss"])
+    run = Run("fastgan", args, checkpoint, numerics, config, networks, optimizers,
+              (len(images), fingerprint), ["d_hinge", "d_reconstruction", "g_loss"])
     average = [parameter.detach().clone() for parameter in generator.parameters()]
     if checkpoint:
         averaged = copy.deepcopy(generator)
-        training.load_weights(averaged, checkpoint["sampler"], checkpoint["path"])
+        checkpoints.load_weights(averaged, checkpoint["sampler"], checkpoint["path"])
         average = [parameter.detach() for parameter in averaged.parameters()]
-    fixed = training.latents(args.seed, range(16), args.z_dim).to(device)
+    fixed = sampling.latents(args.seed, range(16), args.z_dim).to(device)
 
+    # The decoders have no part in D's pass over fakes, which shares the gradients.
+    shared = {"generator": devices.parallel(generator),
+              "discriminator": devices.parallel(discriminator, find_unused_parameters=True)}
     update = run.compiled(
-        lambda real, weight: train_step(networks, optimizers, numerics, average, weight, real,
+        lambda real, weight: train_step(shared, optimizers, numerics, average, weight, real,
                                         args.augment, distance))
     for step in run.steps(args.iters):
-        real = training.mirror(training.take_batch(images, run.draw(), device))
-        run.add(update(real, torch.full((), training.average_weight(step), device=device)))
+        real = photos.mirror(photos.take_batch(images, run.draw(), device))
+        run.add(update(real, torch.full((), sampling.average_weight(step), device=device)))
         run.log()
         if run.sample_due or run.save_due:
-            sampler = training.sampling_copy(generator, average)
+            sampler = sampling.sampling_copy(generator, average)
         if run.sample_due:
             run.save_grid(sampler(fixed)[0])
             run.save_grid(reconstructions(discriminator, images, device), "reconstructions")
@@ -201,19 +206,17 @@ def main(args, checkpoint):
 
 
 if __name__ == "__main__":
-    parser = training.Parser(__doc__)
-    training.add_common_arguments(parser, data="data/bedroom", size=1024, fit="square",
-                                  batch_size=8, lr=2e-4, every=(5000, 1000, 100))
+    parser = cli.Parser(__doc__)
+    cli.add_training_flags(parser, data="data/bedroom", size=1024, fit="square",
+                           batch_size=8, lr=2e-4, every=(5000, 1000, 100))
     group = parser.add_argument_group("FastGAN")
-    group.add_argument("--iters", type=training.count, default=50000, metavar="N",
-                       help="steps in all")
-    group.add_argument("--features", type=training.width, default=64, metavar="N",
+    group.add_argument("--iters", type=cli.count, default=50000, metavar="N", help="steps in all")
+    group.add_argument("--features", type=cli.width, default=64, metavar="N",
                        help="width of the networks")
-    group.add_argument("--z-dim", type=training.width, default=256, metavar="N",
+    group.add_argument("--z-dim", type=cli.width, default=256, metavar="N",
                        help="length of a latent")
     group.add_argument("--reconstruction", choices=["lpips", "l1"], default="lpips",
                        help="the decoders' loss; l1 needs no pretrained weights")
-    group.add_argument("--augment", type=training.augmentation, default="color,translation",
+    group.add_argument("--augment", type=cli.augmentation, default="color,translation",
                        metavar="LIST", help="DiffAugment: color, translation, both or none")
-    with training.system_errors():
-        training.train(main, *training.parse_arguments(parser, "fastgan", DEMO))
+    launch(main, parser, "fastgan", DEMO)

@@ -11,7 +11,8 @@ Checkpoints, samples and the log go to runs/gan-<data>-<time>/; a step is an epo
 import torch
 from torch.nn import functional as F
 
-import training
+from common import cli, devices, photos, sampling
+from common.run import Run, launch, load_photos, start
 from nets import GANDiscriminator, GANGenerator
 
 DEMO = {"data": "data/demo", "batch_size": 16, "epochs": 200, "ckpt_every": 100,
@@ -25,8 +26,9 @@ def train_step(networks, optimizers, numerics, real):
     photos and samples can be one batch.
     """
     generator, discriminator = networks["generator"], networks["discriminator"]
+    judge = devices.plain(discriminator)  # of G's samples: D learns nothing from it
     n = len(real)
-    z = torch.randn(n, generator.z_dim, device=real.device)
+    z = torch.randn(n, devices.plain(generator).z_dim, device=real.device)
     is_real = torch.cat([torch.ones(n, device=real.device), torch.zeros(n, device=real.device)])
 
     with numerics.autocast():
@@ -35,10 +37,10 @@ def train_step(networks, optimizers, numerics, real):
     d_loss = F.binary_cross_entropy_with_logits(logits.float(), is_real)
     numerics.update(optimizers["discriminator"], d_loss)
 
-    discriminator.requires_grad_(False)  # its gradients would be thrown away
+    judge.requires_grad_(False)  # its gradients would be thrown away
     with numerics.autocast():
-        logits = discriminator(fake)
-    discriminator.requires_grad_(True)
+        logits = judge(fake)
+    judge.requires_grad_(True)
     g_loss = F.binary_cross_entropy_with_logits(logits.float(), is_real[:n])
     numerics.update(optimizers["generator"], g_loss)
     return torch.stack([d_loss, g_loss]).detach()
@@ -47,27 +49,27 @@ def train_step(networks, optimizers, numerics, real):
 def main(args, checkpoint):
     config = {"image_size": args.size, "z_dim": args.z_dim}
     if args.batch_size < 2:
-        training.fail("--batch-size 1: batch norm needs two images")
-    numerics = training.start(args, checkpoint, DEMO, **config)
+        cli.fail("--batch-size 1: batch norm needs two images")
+    numerics = start(args, checkpoint, DEMO, **config)
     device = numerics.device
     networks = {"generator": GANGenerator(**config).to(device),
                 "discriminator": GANDiscriminator(args.size).to(device)}
     adam = {"lr": args.lr, "betas": (0.5, 0.999), "fused": True, "capturable": True}
     optimizers = {name: torch.optim.AdamW(network.parameters(), **adam)
                   for name, network in networks.items()}
-    images, fingerprint = training.load_photos(args, device)
-    run = training.Run("gan", args, checkpoint, numerics, config, networks, optimizers,
-                       (len(images), fingerprint), ["d_loss", "g_loss"])
-    fixed = training.latents(args.seed, range(64), args.z_dim).to(device)
+    images, fingerprint = load_photos(args, device)
+    run = Run("gan", args, checkpoint, numerics, config, networks, optimizers,
+              (len(images), fingerprint), ["d_loss", "g_loss"])
+    fixed = sampling.latents(args.seed, range(64), args.z_dim).to(device)
 
-    update = run.compiled(lambda real: train_step(networks, optimizers, numerics, real))
-    for epoch in run.steps(args.epochs):
-        for indices in training.epoch_batches(len(images), args.batch_size, epoch - 1, args.seed):
-            real = training.take_batch(images, indices, device)
-            run.add(update(real))
+    shared = {name: devices.parallel(network) for name, network in networks.items()}
+    update = run.compiled(lambda real: train_step(shared, optimizers, numerics, real))
+    for _ in run.steps(args.epochs):
+        for indices in run.batches():
+            run.add(update(photos.take_batch(images, indices, device)))
         run.log()
         if run.sample_due or run.save_due:
-            sampler = training.sampling_copy(networks["generator"])
+            sampler = sampling.sampling_copy(networks["generator"])
         if run.sample_due:
             run.save_grid(sampler(fixed))
         if run.save_due:
@@ -75,13 +77,11 @@ def main(args, checkpoint):
 
 
 if __name__ == "__main__":
-    parser = training.Parser(__doc__)
-    training.add_common_arguments(parser, data="data/all", size=28, fit="square", lr=2e-4,
-                                  batch_size=128, every=(10, 5, 1))
+    parser = cli.Parser(__doc__)
+    cli.add_training_flags(parser, data="data/all", size=28, fit="square", lr=2e-4,
+                           batch_size=128, every=(10, 5, 1))
     group = parser.add_argument_group("GAN")
-    group.add_argument("--epochs", type=training.count, default=50, metavar="N",
-                       help="steps in all")
-    group.add_argument("--z-dim", type=training.width, default=50, metavar="N",
+    group.add_argument("--epochs", type=cli.count, default=50, metavar="N", help="steps in all")
+    group.add_argument("--z-dim", type=cli.width, default=50, metavar="N",
                        help="length of a latent")
-    with training.system_errors():
-        training.train(main, *training.parse_arguments(parser, "gan", DEMO))
+    launch(main, parser, "gan", DEMO)

@@ -14,7 +14,8 @@ import math
 import torch
 from torch.nn import functional as F
 
-import training
+from common import cli, devices, photos, sampling
+from common.run import Run, launch, load_photos, start
 from nets import VAE
 
 DEMO = {"data": "data/demo", "size": 64, "latent": 64, "lr": 1e-3, "batch_size": 16, "epochs": 200,
@@ -46,13 +47,18 @@ def train_step(vae, optimizer, numerics, real, kl_weight):
 
 
 @torch.no_grad()
-def validate(vae, numerics, images, batch_size, kl_weight):
-    """The losses over all validation photos, in evaluation mode, as columns of the log."""
+def validate(vae, numerics, images, batch_size, kl_weight, stopping):
+    """The losses over all validation photos, in evaluation mode, as columns of the log.
+
+    `stopping` is asked after each batch: where it says so, the rest is left out.
+    """
     vae.eval()
     sums = torch.zeros(2, device=numerics.device)
     for indices in torch.arange(len(images)).split(batch_size):
-        batch = training.take_batch(images, indices, numerics.device)
+        batch = photos.take_batch(images, indices, numerics.device)
         sums += torch.stack(losses(vae, numerics, batch)) * len(batch)
+        if stopping():
+            break
     vae.train()
     reconstruction, kl = (sums / len(images)).tolist()
     return {"val_reconstruction": reconstruction, "val_kl": kl,
@@ -64,7 +70,7 @@ def reconstructions(vae, sets, device):
     """Eight photos of each set and, below them, what a VAE in evaluation mode makes of them."""
     rows = []
     for images in sets:
-        batch = training.take_batch(images, torch.arange(8) % len(images), device)
+        batch = photos.take_batch(images, torch.arange(8) % len(images), device)
         rows += [batch, vae(batch)[0]]
     return torch.cat(rows)
 
@@ -72,34 +78,36 @@ def reconstructions(vae, sets, device):
 def main(args, checkpoint):
     config = {"image_size": args.size, "z_dim": args.latent}
     if args.batch_size < 2 and args.size == 32:
-        training.fail("--batch-size 1: batch norm of 1×1 maps needs two images")
-    numerics = training.start(args, checkpoint, DEMO, **config)
+        cli.fail("--batch-size 1: batch norm of 1×1 maps needs two images")
+    numerics = start(args, checkpoint, DEMO, **config)
     device = numerics.device
     try:
         vae = VAE(**config).to(device, memory_format=numerics.layout)
     except ValueError as error:
-        training.fail(f"--size {args.size}: {error}")
+        cli.fail(f"--size {args.size}: {error}")
     # The learning rate is a tensor, so that a CUDA graph sees it change.
     optimizer = torch.optim.Adam(vae.parameters(), torch.tensor(args.lr, device=device),
                                  fused=True, capturable=True)
-    images, fingerprint = training.load_photos(args, device)
+    images, fingerprint = load_photos(args, device)
     sets = [images]
-    if training.has_validation(args.data):
-        sets.append(training.load_photos(args, device, "val")[0])
+    if photos.has_validation(args.data):
+        sets.append(load_photos(args, device, "val")[0])
     # The decoder is named as the generator of the other models is, and sampled from like it.
     networks = {"encoder": vae.encoder, "generator": vae.decoder}
-    run = training.Run("vae", args, checkpoint, numerics, config, networks, {"vae": optimizer},
-                       (len(images), fingerprint), ["reconstruction", "kl", "total"])
-    fixed = training.latents(args.seed, range(16), args.latent).to(device)
+    run = Run("vae", args, checkpoint, numerics, config, networks, {"vae": optimizer},
+              (len(images), fingerprint), ["reconstruction", "kl", "total"])
+    fixed = sampling.latents(args.seed, range(16), args.latent).to(device)
 
-    update = run.compiled(lambda real: train_step(vae, optimizer, numerics, real, args.kl_weight))
+    shared = devices.parallel(vae)
+    update = run.compiled(
+        lambda real: train_step(shared, optimizer, numerics, real, args.kl_weight))
     for epoch in run.steps(args.epochs):
         optimizer.param_groups[0]["lr"].fill_(args.lr * args.lr_decay ** (epoch - 1))
-        for indices in training.epoch_batches(len(images), args.batch_size, epoch - 1, args.seed):
-            real = training.take_batch(sets[0], indices, device)
-            run.add(update(real))
+        for indices in run.batches():
+            run.add(update(photos.take_batch(images, indices, device)))
         if run.log_due and len(sets) > 1:
-            run.log(**validate(vae, numerics, sets[1], args.batch_size, args.kl_weight))
+            run.log(**validate(vae, numerics, sets[1], args.batch_size, args.kl_weight,
+                               run.stopping))
         else:
             run.log()
         if run.sample_due:
@@ -113,18 +121,16 @@ def main(args, checkpoint):
 
 
 if __name__ == "__main__":
-    parser = training.Parser(__doc__)
-    training.add_common_arguments(parser, data="data/bedroom", size=256, fit="square", lr=3e-4,
-                                  batch_size=8, every=(50, 25, 5))
+    parser = cli.Parser(__doc__)
+    cli.add_training_flags(parser, data="data/bedroom", size=256, fit="square", lr=3e-4,
+                           batch_size=8, every=(50, 25, 5))
     group = parser.add_argument_group("VAE")
-    group.add_argument("--epochs", type=training.count, default=1500, metavar="N",
-                       help="steps in all")
-    group.add_argument("--latent", type=training.width, default=512, metavar="N",
+    group.add_argument("--epochs", type=cli.count, default=1500, metavar="N", help="steps in all")
+    group.add_argument("--latent", type=cli.width, default=512, metavar="N",
                        help="length of a latent")
-    group.add_argument("--kl-weight", type=training.number(float, 0), default=0.00025, metavar="X",
+    group.add_argument("--kl-weight", type=cli.number(float, 0), default=0.00025, metavar="X",
                        help="of the KL divergence beside the mean squared error")
-    group.add_argument("--lr-decay", type=training.number(float, 0, math.nextafter(1, 2)),
+    group.add_argument("--lr-decay", type=cli.number(float, 0, math.nextafter(1, 2)),
                        default=1.0, metavar="X",
                        help="factor on the learning rate after each epoch")
-    with training.system_errors():
-        training.train(main, *training.parse_arguments(parser, "vae", DEMO))
+    launch(main, parser, "vae", DEMO)

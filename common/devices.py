@@ -38,6 +38,20 @@ def choose_device(name):
     return device
 
 
+def random_state(device):
+    """The state of every generator that training draws from."""
+    state = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
+    return state
+
+
+def set_random_state(state, device):
+    torch.set_rng_state(state["cpu"])
+    if device.type == "cuda" and "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"], device)
+
+
 def peak_memory(device):
     """GiB: the most that torch held on the GPU or, without one, that the process held."""
     if device.type == "cuda":

@@ -147,17 +147,25 @@ def open_folder(args, model, checkpoint):
     there = checkpoints.find_all(path.parent) if checkpoint else []
     if path in there and any((path.parent / name).exists() for name in ("args.json", "log.csv")):
         folder = reopen_folder(args, checkpoint, there)
-        try:
-            first = dict(json.loads((folder / "args.json").read_text()))
-            before = list(first.get("resumed", []))
-        except (OSError, ValueError, TypeError):
-            first, before = {"model": model}, []  # lost or damaged: written anew from here
+        first = read_record(folder) or {"model": model}
+        before = first.get("resumed", [])
         record = {**first, "resumed": [*before, {"step": checkpoint["step"], **record}]}
     else:
         folder = new_folder(args, model)
     with files.replacing(folder / "args.json") as file:
         file.write(json.dumps(record, indent=1, default=str).encode())
     return folder
+
+
+def read_record(folder):
+    """args.json of a run; {} if it is lost or damaged."""
+    try:
+        record = json.loads((folder / "args.json").read_text())
+        for resumed in record.get("resumed", []):
+            int(resumed["step"])
+        return record
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return {}
 
 
 def reopen_folder(args, checkpoint, there):
@@ -266,8 +274,9 @@ def plot_losses(folder):
         smooth = np.convolve(losses, np.full(width, 1 / width), "valid")
         (line,) = axes.plot(iterations[width - 1 :], smooth, label=name, linewidth=1.5)
         axes.plot(iterations, losses, color=line.get_color(), alpha=0.25, linewidth=0.7)
-    for step in resumed_steps(folder):
-        before = [i for i, row in zip(iterations, rows, strict=True) if int(row["step"]) <= step]
+    for resumed in read_record(folder).get("resumed", ()):
+        before = [i for i, row in zip(iterations, rows, strict=True)
+                  if int(row["step"]) <= resumed["step"]]
         axes.axvline(before[-1] if before else 0, color="grey", linestyle=":", linewidth=1)
     if all(float(row[name] or 1) > 0 for row in rows for name in row):
         axes.set_yscale("log")  # a KL divergence is hundreds of times a squared error
@@ -277,15 +286,6 @@ def plot_losses(folder):
         figure.savefig(file, format="png", dpi=100)
     plt.close(figure)
     gc.collect()  # a figure is a knot of cycles, a megabyte that may lie there for long
-
-
-def resumed_steps(folder):
-    """The steps at which a run was resumed, from args.json."""
-    try:
-        record = json.loads((folder / "args.json").read_text())
-        return [resume["step"] for resume in record["resumed"]]
-    except (OSError, ValueError, LookupError, TypeError):
-        return []
 
 
 def catch_signals():
@@ -371,23 +371,11 @@ class Run:
             if saved.get("scaler"):  # empty but for fp16
                 self.numerics.scaler.load_state_dict(saved["scaler"])
             self.numerics.skipped.fill_(saved.get("skipped", 0))
-            states = [saved, *saved.get("others", ())]
+            states = [saved, *saved.get("others", ())]  # of one process each
             if devices.rank() < len(states):
-                self.set_random_state(states[devices.rank()]["random"])
+                devices.set_random_state(states[devices.rank()]["random"], self.device)
             own = states[min(devices.rank(), len(states) - 1)]
             self.losses = [row.to(self.device) for row in own.get("losses", ())]
-
-    def random_state(self):
-        """The state of every generator that training draws from."""
-        state = {"cpu": torch.get_rng_state()}
-        if self.device.type == "cuda":
-            state["cuda"] = torch.cuda.get_rng_state(self.device)
-        return state
-
-    def set_random_state(self, state):
-        torch.set_rng_state(state["cpu"])
-        if self.device.type == "cuda" and "cuda" in state:
-            torch.cuda.set_rng_state(state["cuda"], self.device)
 
     def compiled(self, step):
         """With --compile on one GPU, a function of tensors there as a CUDA graph; else as it is."""
@@ -526,7 +514,7 @@ class Run:
     def save(self, sampler):
         """ckpt_<step>.pth; sampler: the generator to sample from, in evaluation mode."""
         # What each process has of its own; all else is the same in all of them.
-        own, *others = devices.gathered({"random": self.random_state(),
+        own, *others = devices.gathered({"random": devices.random_state(self.device),
                                          "losses": self.unlogged().cpu()})
         if devices.rank() > 0:
             self.path = None

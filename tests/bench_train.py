@@ -4,7 +4,6 @@
     python tests/bench_train.py --size 1024 --steps 5 --compile
     python tests/bench_train.py --model dcgan                  # or vae, gan: the plain way and ours
     python tests/bench_train.py --epochs --model vae           # with the photos: epochs a minute
-    python tests/bench_train.py --parts                        # what its parts take of our step
     python tests/bench_train.py --curves 300 --features 8 --batch-size 4   # losses on the photos
 
 On a CPU OMP_NUM_THREADS=1 gives the steadiest numbers. Photos and VGG are random (its speed is that
@@ -21,6 +20,7 @@ import statistics
 import sys
 import time
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
 from torch.nn import functional as F
@@ -31,21 +31,18 @@ from torch.utils.flop_counter import FlopCounterMode
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import published
 
-import metrics
 import nets
 import train_dcgan
 import train_fastgan
 import train_gan
 import train_vae
-import training
+from common import devices, features, photos
 
 POLICY = ["color", "translation"]
 STUDY = {"fastgan": (256, 8), "gan": (28, 128), "dcgan": (64, 128), "vae": (256, 8)}
 
 
-# ---------------------------------------------------------------------------------------------
-# Measuring
-# ---------------------------------------------------------------------------------------------
+# Measuring -----------------------------------------------------------------------------------
 
 
 class Traffic(TorchDispatchMode):
@@ -82,7 +79,7 @@ def machine_peaks(device):
     n = 8192 if device.type == "cuda" else 1536
     flops = {}
     for name in ("fp32", "bf16"):
-        x = torch.randn(n, n, device=device, dtype=training.PRECISIONS[name])
+        x = torch.randn(n, n, device=device, dtype=devices.DTYPES[name])
         flops[name] = 2 * n**3 / min(seconds(lambda x=x: x @ x, device) for _ in range(5))
     x = torch.empty(2**28 if device.type == "cuda" else 2**26, device=device)
     y = torch.empty_like(x)
@@ -109,19 +106,7 @@ class Peak:
         return 0.0
 
 
-@contextlib.contextmanager
-def replaced(owner, name, value):
-    before = getattr(owner, name)
-    setattr(owner, name, value)
-    try:
-        yield
-    finally:
-        setattr(owner, name, before)
-
-
-# ---------------------------------------------------------------------------------------------
-# The steps: [(what is new, precision, function)]
-# ---------------------------------------------------------------------------------------------
+# The steps: [(what is new, precision, function)] ---------------------------------------------
 
 
 def fastgan_steps(args, device):
@@ -132,10 +117,10 @@ def fastgan_steps(args, device):
                      for name, net in networks.items()} for fused in (None, True)}
     average = [p.detach().clone() for p in networks["generator"].parameters()]
     real = torch.rand(args.batch_size, 3, args.size, args.size, device=device) * 2 - 1
-    fp32 = training.Numerics(device, "fp32")
-    fast = training.Numerics(device, args.precision)
-    lpips = metrics.lpips_network("vgg", "random", device)
-    with replaced(metrics, "lpips_network", lambda *_, **__: lpips):
+    fp32 = devices.Numerics(device, "fp32")
+    fast = devices.Numerics(device, args.precision)
+    lpips = features.lpips_network("vgg", "random", device)
+    with patch.object(features, "lpips_network", lambda *_, **__: lpips):
         distance, fast_distance = (train_fastgan.perceptual_distance(args.reconstruction, numerics)
                                    for numerics in (fp32, fast))
 
@@ -152,8 +137,8 @@ def fastgan_steps(args, device):
     def ours(numerics, fused, distance, layout):
         with contextlib.ExitStack() as stack:
             if not layout:
-                stack.enter_context(replaced(nets, "channels_last", lambda x: x))
-                stack.enter_context(replaced(nets.GLU, "forward", lambda _, x: F.glu(x, 1)))
+                stack.enter_context(patch.object(nets, "channels_last", lambda x: x))
+                stack.enter_context(patch.object(nets.GLU, "forward", lambda _, x: F.glu(x, 1)))
             train_fastgan.train_step(networks, adams[fused], numerics, average, 0.001, real,
                                      POLICY, distance)
 
@@ -191,7 +176,7 @@ def compiled_row(args, networks, row, device):
             module._compiled_call_impl = None
         return nothing
 
-    launch = training.cuda_graph(compiled) if device.type == "cuda" else compiled
+    launch = devices.cuda_graph(compiled) if device.type == "cuda" else compiled
     return [("+ --compile", precision, lambda: launch(torch.zeros((), device=device)))]
 
 
@@ -232,8 +217,8 @@ def other_steps(args, device):
         else:
             train_dcgan.train_step(networks, adams[True], numerics, real, [])
 
-    fp32 = training.Numerics(device, "fp32")
-    fast = training.Numerics(device, args.precision)
+    fp32 = devices.Numerics(device, "fp32")
+    fast = devices.Numerics(device, args.precision)
     return [("plain way", "fp32", plain),
             ("ours, float32", "fp32", lambda real=photos: ours(fp32, real)),
             (f"ours, {fast.precision}", fast.precision, lambda real=photos: ours(fast, real))]
@@ -272,63 +257,7 @@ def step_table(args, device):
         f"{min(times[name]):.2f} to {max(times[name]):.2f}" for name, *_ in rows))
 
 
-def parts_table(args, device):
-    """What parts of FastGAN's step take alone, forward and backward, as shares of the step."""
-    networks = {"generator": nets.FastGANGenerator(args.size, 256, args.features).to(device),
-                "discriminator": nets.FastGANDiscriminator(args.size, args.features).to(device)}
-    generator, discriminator = networks.values()
-    adams = {name: torch.optim.Adam(net.parameters(), 2e-4, (0.5, 0.999), fused=True)
-             for name, net in networks.items()}
-    average = [p.detach().clone() for p in generator.parameters()]
-    numerics = training.Numerics(device, args.precision)
-    photos = torch.randint(256, (64, 3, args.size, args.size), device=device, dtype=torch.uint8)
-    real = training.take_batch(photos, torch.arange(args.batch_size), device)
-    with replaced(metrics, "lpips_network", lambda net, device, build=metrics.lpips_network:
-                  build(net, "random", device)):
-        distance = train_fastgan.perceptual_distance(args.reconstruction, numerics)
-
-    def step():
-        train_fastgan.train_step(networks, adams, numerics, average, 0.001, real, POLICY, distance)
-
-    def normalise(network):
-        weights = [module.weight() for module in network.modules()
-                   if isinstance(module, nets.SpectralConv2d)]
-        torch.autograd.backward(weights, [torch.ones_like(weight) for weight in weights])
-
-    def augment():
-        training.diff_augment(real, POLICY)  # as in a step: photos, and fakes of two sizes
-        for side in (args.size, 128):
-            fake = real[:, :, :side, :side].clone().requires_grad_()
-            training.diff_augment(fake, POLICY).sum().backward()
-
-    def updates():
-        for network, adam in zip(networks.values(), adams.values(), strict=True):
-            for parameter in network.parameters():
-                parameter.grad = torch.zeros_like(parameter)
-            adam.step()
-            adam.zero_grad()
-        change = torch._foreach_sub(list(generator.parameters()), average)
-        torch._foreach_add_(average, torch._foreach_mul(change, 0.001))
-
-    parts = {"our step": step,
-             "G's spectral norms": lambda: normalise(generator),
-             "D's spectral norms, once of three times": lambda: normalise(discriminator),
-             "DiffAugment": augment,
-             "photos: gather, scale, mirror": lambda: training.mirror(
-                 training.take_batch(photos, torch.arange(args.batch_size), device)),
-             "Adam and the average": updates}
-    times = {name: [] for name in parts}
-    for _, (name, part) in itertools.product(range(args.steps + 1), parts.items()):
-        times[name].append(seconds(part, device))
-    medians = {name: statistics.median(values[1:]) for name, values in times.items()}
-    print("| part | seconds | of the step |\n| --- | --- | --- |")
-    for name, t in medians.items():
-        print(f"| {name} | {t:.3g} | {t / medians['our step']:.1%} |")
-
-
-# ---------------------------------------------------------------------------------------------
-# With the photos
-# ---------------------------------------------------------------------------------------------
+# With the photos -----------------------------------------------------------------------------
 
 
 class Photos(torch.utils.data.Dataset):
@@ -355,9 +284,9 @@ class Photos(torch.utils.data.Dataset):
 def epoch_table(args, device):
     """Our epoch, photos in memory, beside a DataLoader with two workers and the plain step."""
     fit = "crop" if args.model == "dcgan" else "square"
-    files = training.split_files(args.data, "train")[: args.limit]
+    files = photos.split_files(args.data, "train")[: args.limit]
     start = time.perf_counter()
-    images = torch.from_numpy(training.decode_all(files, args.size, fit)).to(device)
+    images = photos.decode_all(files, args.size, fit).to(device)
     cached = time.perf_counter() - start
     loader = torch.utils.data.DataLoader(Photos(files, args.size, fit), args.batch_size,
                                          shuffle=True, num_workers=2)
@@ -372,16 +301,16 @@ def epoch_table(args, device):
             plain(batch.to(device))
 
     def batches():
-        for indices in training.epoch_batches(len(files), args.batch_size, 0, 0):
-            training.take_batch(images, indices, device)
+        for indices in photos.epoch_batches(len(files), args.batch_size, 0, 0):
+            photos.take_batch(images, indices, device)
 
     def epoch():
-        for indices in training.epoch_batches(len(files), args.batch_size, 0, 0):
-            ours(training.take_batch(images, indices, device))
+        for indices in photos.epoch_batches(len(files), args.batch_size, 0, 0):
+            ours(photos.take_batch(images, indices, device))
 
     rows = {"loader alone": alone, "batches from memory alone": batches,
             "loader and plain step": tutorial, f"{name}, in memory": epoch}
-    ours(training.take_batch(images, torch.arange(args.batch_size) % len(files), device))
+    ours(photos.take_batch(images, torch.arange(args.batch_size) % len(files), device))
     times = {name: [] for name in rows}
     for _, (name, run) in itertools.product(range(args.steps), rows.items()):
         start = time.perf_counter()  # the workers are other processes
@@ -397,11 +326,11 @@ def epoch_table(args, device):
 
 def loss_curves(args, device, seeds=3, windows=4):
     """Losses of FastGAN on the photos, the published way and ours, on the same random draws."""
-    images, _ = training.load_images(args.data, "train", args.size)
+    images, _ = photos.load_images(args.data, "train", args.size)
     rows = {"published way": [], "ours, float32": [], f"ours, {args.precision}": []}
     for (name, found), seed in itertools.product(rows.items(), range(seeds)):
         torch.manual_seed(seed)
-        numerics = training.Numerics(device, args.precision if name != "ours, float32" else "fp32")
+        numerics = devices.Numerics(device, args.precision if name != "ours, float32" else "fp32")
         networks = {"generator": nets.FastGANGenerator(args.size, 256, args.features).to(device),
                     "discriminator": nets.FastGANDiscriminator(args.size,
                                                                args.features).to(device)}
@@ -411,8 +340,8 @@ def loss_curves(args, device, seeds=3, windows=4):
         distance = train_fastgan.perceptual_distance("l1", numerics)
         losses = []
         for step in range(args.curves):
-            order = training.data_order(len(images), step * args.batch_size, args.batch_size, seed)
-            real = training.mirror(training.take_batch(images, order, device))
+            order = photos.data_order(len(images), step * args.batch_size, args.batch_size, seed)
+            real = photos.mirror(photos.take_batch(images, order, device))
             if name == "published way":
                 losses.append(published.published_step(*networks.values(), *adams.values(), average,
                                                        0.999, real, published.published_l1))
@@ -434,7 +363,7 @@ def loss_curves(args, device, seeds=3, windows=4):
 
 def main(args):
     torch.manual_seed(0)
-    device = training.choose_device(args.device)
+    device = devices.choose_device(args.device)
     size, batch_size = STUDY[args.model]
     args.size, args.batch_size = args.size or size, args.batch_size or batch_size
     cpu = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line]
@@ -443,7 +372,7 @@ def main(args):
     print(f"{name}, {torch.get_num_threads()} threads, torch {torch.__version__}; {args.model} at "
           f"{args.size}×{args.size}, batch {args.batch_size}")
     for table, asked in ((epoch_table, args.epochs), (loss_curves, args.curves),
-                         (parts_table, args.parts), (step_table, True)):
+                         (step_table, True)):
         if asked:
             table(args, device)
             break
@@ -461,7 +390,6 @@ if __name__ == "__main__":
     parser.add_argument("--reconstruction", choices=["lpips", "l1"], default="lpips")
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--epochs", action="store_true", help="with the photos of --data")
-    parser.add_argument("--parts", action="store_true", help="of FastGAN's step")
     parser.add_argument("--curves", type=int, help="so many steps of FastGAN, L1")
     parser.add_argument("--data", default="data/bedroom")
     parser.add_argument("--limit", type=int, help="only so many photos")

@@ -1,5 +1,6 @@
 """What several tests need: running a script as its user does, and a few drawn bedrooms."""
 
+import hashlib
 import os
 import runpy
 import subprocess
@@ -11,9 +12,30 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest  # noqa: E402
+import torch  # noqa: E402
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
+
+
+def digest(value):
+    """A SHA-256 over nested dicts, lists, tensors and plain values: equal where all bits are."""
+    sha = hashlib.sha256()
+
+    def visit(value):
+        if isinstance(value, torch.Tensor):
+            sha.update(f"{value.dtype}{tuple(value.shape)}".encode())
+            sha.update(value.detach().contiguous().reshape(-1).view(torch.uint8).numpy())
+        elif isinstance(value, (dict, list, tuple)):
+            items = value.items() if isinstance(value, dict) else value
+            sha.update(f"{len(value)}".encode())
+            for item in items:
+                visit(item)
+        else:
+            sha.update(repr(value).encode())
+
+    visit(value)
+    return sha.hexdigest()
 
 
 @pytest.fixture(scope="session")

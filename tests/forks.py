@@ -5,6 +5,7 @@ Run as a program it is that process: it reads one request a line and answers in 
 
 import contextlib
 import ctypes
+import itertools
 import json
 import os
 import resource
@@ -32,11 +33,13 @@ class Launcher:
         print(json.dumps(request), file=self.server.stdin, flush=True)
         return json.loads(self.server.stdout.readline())
 
-    def __call__(self, script, *arguments, cwd, limit=None, powerless=False):
-        """limit: of a file's size in bytes. powerless: even root keeps to file permissions."""
+    def __call__(self, script, *arguments, cwd, limit=None, powerless=False, stop_at=None):
+        """limit: of a file's size in bytes. powerless: even root keeps to file permissions.
+        stop_at: SIGTERM comes just before the run asks for signals for the n-th time.
+        """
         out = Path(cwd) / f".output{len(self.started)}"
         pid = self.ask(argv=[str(ROOT / script), *map(str, arguments)], cwd=str(cwd),
-                       out=str(out), limit=limit, powerless=powerless)
+                       out=str(out), limit=limit, powerless=powerless, stop_at=stop_at)
         self.started.append(Process(self, pid, out))
         return self.started[-1]
 
@@ -95,6 +98,8 @@ def run(request):
             drop_power()
         if request["limit"]:
             resource.setrlimit(resource.RLIMIT_FSIZE, (request["limit"],) * 2)
+        if request["stop_at"]:
+            stop_at(request["stop_at"])
         try:
             runpy.run_path(sys.argv[0], run_name="__main__")
             code = 0
@@ -106,6 +111,19 @@ def run(request):
             stream.flush()
     finally:
         os._exit(code)
+
+
+def stop_at(number):
+    from common.run import Run
+
+    stopping, calls = Run.stopping, itertools.count(1)
+
+    def signalled(run):
+        if next(calls) == number:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return stopping(run)
+
+    Run.stopping = signalled
 
 
 def drop_power():
@@ -122,7 +140,7 @@ def serve():
     import torch
 
     import nets  # noqa: F401
-    import training  # noqa: F401
+    from common import run as _  # noqa: F401
 
     torch.optim.Adam([torch.zeros(1, requires_grad=True)])  # imports torch._dynamo
     ended = {}

@@ -9,7 +9,7 @@ from unittest import mock
 import numpy as np
 import torch
 
-import training
+from common import photos
 
 
 def published_l1(x, y):
@@ -24,9 +24,9 @@ def published_step(g, d, adam_g, adam_d, average, decay, real, distance):
     policy = ["color", "translation"]
     z = torch.randn(len(real), g.z_dim, device=real.device)
     part = int(torch.randint(4, (), device=real.device))
-    real = training.diff_augment(real, policy)
+    real = photos.diff_augment(real, policy)
     big, small = g(z)
-    big, small = training.diff_augment(big, policy), training.diff_augment(small, policy)
+    big, small = photos.diff_augment(big, policy), photos.diff_augment(small, policy)
 
     d.zero_grad()
     half, stride = real.shape[-1] // 2, real.shape[-1] // 128

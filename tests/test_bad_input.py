@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 import nets
-import training
+from common import checkpoints
 
 LONG = "x" * 4000
 OFFLINE = {"https_proxy": "http://127.0.0.1:9", "http_proxy": "http://127.0.0.1:9"}
@@ -90,7 +90,7 @@ TRAINING = [  # the harness, asked by the cheapest script
     (["--resume", "text.txt"], "text.txt is not a checkpoint"),
     (["--resume", "pipe.pth"], "no checkpoint at pipe.pth"),
     (["--resume", "published.pth"], "is a fastgan checkpoint, not gan"),
-    (["--resume", "newer.pth"], "has format 99; this version reads up to 1"),
+    (["--resume", "newer.pth"], "has format 99; this version reads up to 2"),
     (["--resume", "hollow.pth"], "hollow.pth"),
     (["--resume", "negative.pth"], "negative.pth has no usable 'step'"),
     (["--resume", "slip.pth"], "slip.pth: argument --batch-size: -4 is not in"),
@@ -115,6 +115,11 @@ ONE_SCRIPT = [  # what one model alone asks for
     ("vae", ["--batch-size", 1], "needs two images"),
     ("vae", ["--resume", "published.pth"], "is a fastgan checkpoint, not vae"),
     ("fastgan", ["--size", 300], "256, 512 or 1024"),
+    ("fastgan", ["--iters", "many"], "invalid int value: 'many'"),
+    ("fastgan", ["--augment", "colour"], "invalid augmentation value: 'colour'"),
+    ("fastgan", ["--out", "/proc/nowhere"], "/proc"),
+    ("fastgan", ["--resume", "latest"], "no fastgan run with a checkpoint in runs/"),
+    ("fastgan", ["--resume", "published.pth", "--features", 8], "keeps its features: 2 in"),
     ("fastgan", ["--reconstruction", "l2"], "invalid choice"),
     ("fastgan", ["--reconstruction", "lpips"], "--reconstruction l1"),
     ("fastgan", ["--resume", "published.pth", "--size", 512], "keeps its image_size: 256 in"),
@@ -138,6 +143,10 @@ EVALUATION = [
     (["--samples", "empty"], "holds 0 images"),
     (["--samples", "single"], "holds 1 images"),
     (["--samples", "junk ü"], "cannot be read"),
+    (["--samples", "mixed"], "images of several sizes"),
+    (["--ckpt", 30], "there are 1, 3"),
+    (["--run", "runs/done", "--data", "drawn", "--weights", "pretrained"], "--weights random"),
+    (["--samples", "drawn/train", "--data", "drawn", "--fit", "round"], "invalid choice: 'round'"),
     (["--samples", "drawn/train", "--data", "single"], "has no val/"),
     (["--samples", "drawn/train", "--data", "edited"], "is not what its manifest lists"),
     (["--samples", "drawn/train", "--data", "drawn", "--n", 1], "at least 2 images"),
@@ -153,7 +162,7 @@ EVALUATION = [
      "is damaged: its SHA-256 begins with"),
 ]
 PREPARATION = [
-    (["--demo", -1], "both sides need one"),
+    (["--demo", -1], "-1 is not in [1, inf)"),
     (["--demo", "2.5"], "invalid int value"),
     (["--demo", 4, "--val-fraction", "nan"], "nan"),
     (["--demo", 4, "--val-fraction", -0.5], "-0.5"),
@@ -187,7 +196,7 @@ def checkpoint(path, model="gan", step=3, save=None, **more):
              "networks": {}, "optimizers": None, "data": None, **more}
     folder = path.parent / "making"
     folder.mkdir()
-    training.save_checkpoint(folder, state).rename(path)
+    checkpoints.save(folder, state).rename(path)
     folder.rmdir()
 
 
@@ -206,7 +215,7 @@ def world(launch, bedrooms, tmp_path_factory):
     shutil.copytree(world / "drawn" / "val", world / "other" / "train")
     (world / "unfinished" / "val").mkdir(parents=True)
     shutil.copy(world / "drawn" / "manifest.csv", world / "unfinished")
-    for name in ("empty", "made", "junk ü", "deep", "ghost", "single"):
+    for name in ("empty", "made", "junk ü", "deep", "ghost", "single", "mixed"):
         (world / name).mkdir()
     (world / "junk ü" / "0.png").write_bytes(photo.read_bytes()[:200])
     (world / "junk ü" / "1.png").write_text("not a photo")
@@ -215,6 +224,8 @@ def world(launch, bedrooms, tmp_path_factory):
     (world / "ghost" / "script.png").write_bytes(
         b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n")
     shutil.copy(photo, world / "single")
+    for name, size in (("a", (64, 64)), ("b", (48, 32))):
+        Image.new("RGB", size).save(world / "mixed" / f"{name}.png")
     (world / "text.txt").write_text("not a checkpoint")
     (world / "no photo.png").write_text("")
     os.mkfifo(world / "pipe.pth")

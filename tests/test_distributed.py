@@ -18,14 +18,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, digest
 
 import nets
 import train_dcgan
 import train_fastgan
 import train_gan
 import train_vae
-import training
+from common import checkpoints, devices
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
 COMMON = ["--device", "cpu", "--precision", "fp32", "--batch-size", "2"]
@@ -46,7 +46,7 @@ def steps(n, device="cpu"):
     """Of each model: a function that makes its networks and one that takes one step of them on
     n photos; all in evaluation mode, where an image depends on no other in its batch.
     """
-    numerics = training.Numerics(torch.device(device), "fp32")
+    numerics = devices.Numerics(torch.device(device), "fp32")
     l1 = train_fastgan.perceptual_distance("l1", numerics)
     torch.manual_seed(1)
     photos = torch.rand(2 * n, 3, 256, 256) * 2 - 1
@@ -93,11 +93,13 @@ def gradients(model, n, part, share):
     for descent in descents.values():
         descent.register_step_pre_hook(lambda descent, *_: found.extend(
             p.grad.clone() for p in descent.param_groups[0]["params"]))
+    shared = {name: devices.parallel(net, find_unused_parameters=name == "discriminator"
+                                     and model == "fastgan") for name, net in networks.items()}
     randn, rand_like = torch.randn, torch.rand_like
     torch.randn = lambda _, *rest, **more: randn(2 * n, *rest, **more)[part]
     torch.rand_like = lambda x: torch.rand(2 * n, *x.shape[1:])[part]
     try:
-        step(networks, descents, part, share)
+        step(shared, descents, part, share)
     finally:
         torch.randn, torch.rand_like = randn, rand_like
     return found
@@ -106,17 +108,11 @@ def gradients(model, n, part, share):
 def check_gradients():
     """Fails unless two processes, each with its half of a batch, have the gradients of one."""
     n, rank = 3, int(os.environ["RANK"])
-    training.backward.__defaults__ = (100,)  # sent in many parts
     single = {model: gradients(model, n, slice(None), 0.5) for model in TINY}
-    training.meet(torch.device("cpu"))
-    begun = []
-    transfer = training.sum_over_processes
-    training.sum_over_processes = lambda tensors: begun.append(tensors) or transfer(tensors)
+    devices.join(torch.device("cpu"))
     for model, expected in single.items():
         found = gradients(model, n, slice(rank * n, (rank + 1) * n), 1.0)
         assert len(found) == len(expected) > 10, model
-        assert len(begun) > 3, model  # while the passes went on
-        begun.clear()
         for one, other in zip(found, expected, strict=True):
             assert (one - other).abs().max() <= 1e-4 * other.abs().max(), model
 
@@ -158,7 +154,7 @@ def test_one_process_writes_and_each_draws_its_own(whole_runs, model):
                      "ckpt_000004.pth"}
     (row,) = csv.DictReader((whole_runs / model / "log.csv").open())
     assert row["step"] == "3"
-    saved = training.read_checkpoint(whole_runs / model / "ckpt_000004.pth")
+    saved = checkpoints.read(whole_runs / model / "ckpt_000004.pth")
     (other,) = saved["others"]
     assert len(saved["losses"]) == len(other["losses"]) > 0
     assert not torch.equal(saved["losses"], other["losses"])
@@ -185,18 +181,18 @@ def test_resume_with_as_many_is_exact_and_with_fewer_or_more_works(whole_runs):
     done = launch(__file__, json.dumps(more))
     assert done.returncode == 0, done.stderr
     for model in TINY:
-        saved = training.read_checkpoint(whole_runs / f"{model}more" / "ckpt_000005.pth")
+        saved = checkpoints.read(whole_runs / f"{model}more" / "ckpt_000005.pth")
         assert len(saved["others"]) == 1, model  # of the second process
-        first, second, alone = (training.read_checkpoint(whole_runs / f"{model}{number}" /
+        first, second, alone = (checkpoints.read(whole_runs / f"{model}{number}" /
                                                          "ckpt_000004.pth")
                                 for number in ("", 2, 1))
         for key in ("networks", "sampler", "optimizers", "random", "seen", "losses", "others"):
-            assert training.digest(first[key]) == training.digest(second[key]), (model, key)
+            assert digest(first[key]) == digest(second[key]), (model, key)
         for name in ("log.csv", "samples_000004.png"):
             assert ((whole_runs / model / name).read_bytes()
                     == (whole_runs / f"{model}2" / name).read_bytes()), model
         assert alone["step"] == 4 and alone["others"] == []
-        assert training.digest(first["networks"]) != training.digest(alone["networks"])
+        assert digest(first["networks"]) != digest(alone["networks"])
 
 
 def test_two_nodes_are_two_processes(whole_runs, bedrooms, tmp_path):
@@ -218,9 +214,9 @@ def test_two_nodes_are_two_processes(whole_runs, bedrooms, tmp_path):
     finally:
         for node in nodes:
             node.kill()
-    one, two = (training.read_checkpoint(out / "gan" / "ckpt_000004.pth")
+    one, two = (checkpoints.read(out / "gan" / "ckpt_000004.pth")
                 for out in (whole_runs, tmp_path))
-    assert training.digest(one["networks"]) == training.digest(two["networks"])
+    assert digest(one["networks"]) == digest(two["networks"])
 
 
 def run_in_this_process(commands):
@@ -269,28 +265,14 @@ def test_a_signal_to_one_process_stops_both(bedrooms, tmp_path, number):
         launcher.kill()
     assert time.time() - sent < 60 and launcher.returncode != 0
     assert not any(Path(f"/proc/{process}").exists() for process in processes.values())
-    newest = training.find_checkpoints(tmp_path / "run")[-1]
-    step = training.read_checkpoint(newest)["step"]
+    newest = checkpoints.find_all(tmp_path / "run")[-1]
+    step = checkpoints.read(newest)["step"]
     if number == signal.SIGKILL:
-        assert "process 0: another of the 2 processes ended" in errors
+        assert "process 0: error: another of the 2 processes ended" in errors
         assert step % 10 == 0
     else:
         assert "stopped by a signal; --resume" in errors and f"step {step}: " in output
         assert "exitcode  : 143" in errors
-
-
-def test_an_epoch_is_dealt_out_to_all_processes(monkeypatch):
-    """Every photo once; the last batch filled up to equal parts of two or more."""
-    for n, size, number in ((20, 2, 3), (331, 8, 2), (13, 2, 2), (14, 2, 3), (9, 2, 4)):
-        monkeypatch.setattr(training, "processes", lambda number=number: number)
-        parts = []
-        for rank in range(number):
-            monkeypatch.setattr(training, "rank", lambda rank=rank: rank)
-            parts.append(training.epoch_batches(n, size, 1, seed=0))
-        for batch in zip(*parts, strict=True):
-            assert len({len(part) for part in batch}) == 1 and len(batch[0]) >= 2
-        seen = torch.cat([index for part in parts for index in part]).tolist()
-        assert set(seen) == set(range(n)) and len(seen) < n + number
 
 
 if __name__ == "__main__":

@@ -1,123 +1,22 @@
 """GAN, DCGAN and VAE: their networks, their losses and steps beside formulas, and their scripts."""
 
 import csv
-import itertools
 import json
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch import nn
 from torch.nn import functional as F
 
 import nets
 import train_dcgan
 import train_gan
 import train_vae
-import training
+from common import checkpoints, devices, photos, sampling
 
 CPU = torch.device("cpu")
-FLOAT32 = training.Numerics(CPU, "fp32")
-
-
-def parameters(module):
-    return sum(parameter.numel() for parameter in module.parameters())
-
-
-def test_layers_of_the_gan():
-    generator, discriminator = nets.GANGenerator(), nets.GANDiscriminator()
-    norms = 2 * (128 + 256 + 512)
-    assert parameters(generator) == 50 * 128 + 128 * 256 + 256 * 512 + 512 * 2352 + norms
-    weights = 2352 * 1024 + 1024 * 512 + 512 * 256 + 256
-    assert parameters(discriminator) == weights + 1024 + 512 + 256 + 1
-    assert {norm.eps for norm in generator.modules() if isinstance(norm, nn.BatchNorm1d)} == {0.8}
-    slopes = {layer.negative_slope for net in (generator, discriminator)
-              for layer in net.modules() if isinstance(layer, nn.LeakyReLU)}
-    assert slopes == {0.25}
-
-
-def tutorial_dcgan(z_dim=100, f=64):
-    """The two networks of 64×64, written out layer by layer as the PyTorch tutorial lists them."""
-    up, down = (lambda kind: lambda i, o, s, p: kind(i, o, 4, s, p, bias=False))(
-        nn.ConvTranspose2d), (lambda kind: lambda i, o, s, p: kind(i, o, 4, s, p, bias=False))(
-        nn.Conv2d)
-    generator = nn.Sequential(
-        up(z_dim, f * 8, 1, 0), nn.BatchNorm2d(f * 8), nn.ReLU(),
-        up(f * 8, f * 4, 2, 1), nn.BatchNorm2d(f * 4), nn.ReLU(),
-        up(f * 4, f * 2, 2, 1), nn.BatchNorm2d(f * 2), nn.ReLU(),
-        up(f * 2, f, 2, 1), nn.BatchNorm2d(f), nn.ReLU(),
-        up(f, 3, 2, 1), nn.Tanh())
-    discriminator = nn.Sequential(
-        down(3, f, 2, 1), nn.LeakyReLU(0.2),
-        down(f, f * 2, 2, 1), nn.BatchNorm2d(f * 2), nn.LeakyReLU(0.2),
-        down(f * 2, f * 4, 2, 1), nn.BatchNorm2d(f * 4), nn.LeakyReLU(0.2),
-        down(f * 4, f * 8, 2, 1), nn.BatchNorm2d(f * 8), nn.LeakyReLU(0.2),
-        down(f * 8, 1, 1, 0))
-    return generator, discriminator
-
-
-def test_dcgan_is_the_tutorials():
-    ours = nets.DCGANGenerator(), nets.DCGANDiscriminator()
-    assert [parameters(net) for net in ours] == [3_576_704, 2_765_568]
-    theirs = tutorial_dcgan()
-    for net, reference in zip(ours, theirs, strict=True):
-        state = {name.removeprefix("main."): value for name, value in net.state_dict().items()}
-        reference.load_state_dict(state)
-    z = torch.randn(4, 100)
-    images = ours[0](z)
-    torch.testing.assert_close(images, theirs[0](z[:, :, None, None]))
-    torch.testing.assert_close(ours[1](images), theirs[1](images).view(-1))
-    for name, value in itertools.chain(*(net.state_dict().items() for net in ours)):
-        if name.endswith("weight"):
-            mean = 1.0 if value.ndim == 1 else 0.0
-            assert abs(value.mean() - mean) < 0.01 and 0.01 < value.std() < 0.03, name
-
-
-@pytest.mark.parametrize("size", [8, 32, 128])
-def test_dcgan_at_other_sizes(size):
-    images = nets.DCGANGenerator(size, 10, 4)(torch.randn(2, 10))
-    assert images.shape == (2, 3, size, size)
-    assert nets.DCGANDiscriminator(size, 4)(images).shape == (2,)
-
-
-@pytest.mark.parametrize("size", [4, 48, 100])
-def test_dcgan_refuses_what_halving_does_not_reach(size):
-    for network in (nets.DCGANGenerator, nets.DCGANDiscriminator):
-        with pytest.raises(ValueError, match=str(size)):
-            network(size)
-
-
-def test_layers_of_the_vae():
-    """Each layer by its own count: kernel × in × out + out, batch norm 2 × channels."""
-    for size, z_dim in ((256, 512), (64, 256)):
-        flat = 512 * (size // 32) ** 2
-        widths = [3, 32, 64, 128, 256, 512]
-        encoder = sum(9 * i * o + o + 2 * o for i, o in itertools.pairwise(widths))
-        heads = 2 * (flat * z_dim + z_dim)
-        widths = [512, 256, 128, 64, 32, 32]
-        decoder = sum(9 * i * o + o + 2 * o for i, o in itertools.pairwise(widths))
-        last = z_dim * flat + flat + 9 * 32 * 3 + 3
-        assert parameters(nets.VAE(size, z_dim)) == encoder + heads + decoder + last
-    assert parameters(nets.VAE(256, 512)) == 53_514_339
-    vae = nets.VAE(96, 7).eval()
-    image, mean, log_variance = vae(torch.rand(2, 3, 96, 96))
-    assert image.shape == (2, 3, 96, 96) and mean.shape == log_variance.shape == (2, 7)
-    torch.testing.assert_close(image, vae.decoder(mean))
-    with pytest.raises(ValueError, match="100"):
-        nets.VAE(100)
-
-
-def test_latents_of_the_vae_are_drawn_from_its_posterior():
-    vae = nets.VAE(32, 6)
-    seen = []
-    vae.decoder.forward = lambda z: seen.append(z) or z
-    nn.init.zeros_(vae.encoder.log_variance.weight)
-    nn.init.constant_(vae.encoder.log_variance.bias, 2 * np.log(3))
-    images = torch.rand(2, 3, 32, 32).repeat(3000, 1, 1, 1)
-    mean = vae(images)[1]
-    normal = (seen[0] - mean) / 3
-    assert abs(normal.mean()) < 0.03 and abs(normal.std() - 1) < 0.03
+FLOAT32 = devices.Numerics(CPU, "fp32")
 
 
 def test_divergence_is_torchs():
@@ -139,7 +38,7 @@ def test_divergence_cannot_overflow(precision, scale):
         for head in (vae.encoder.mean, vae.encoder.log_variance):
             head.weight.mul_(scale)
     images = torch.rand(4, 3, 32, 32) * 2 - 1
-    numerics = training.Numerics(CPU, precision)
+    numerics = devices.Numerics(CPU, precision)
     for mode in (True, False):
         reconstruction, kl = train_vae.losses(vae.train(mode), numerics, images)
         assert reconstruction.isfinite() and kl.isfinite()
@@ -157,9 +56,9 @@ def copies(networks, seed=0):
 def adversarial_reference(networks, z, real, policy):
     """Both updates from the formula, spelled out; returns losses and every gradient."""
     generator, discriminator = networks["generator"], networks["discriminator"]
-    d_real = torch.sigmoid(discriminator(training.diff_augment(real, policy)))
+    d_real = torch.sigmoid(discriminator(photos.diff_augment(real, policy)))
     fake = generator(z)
-    d_fake = torch.sigmoid(discriminator(training.diff_augment(fake.detach(), policy)))
+    d_fake = torch.sigmoid(discriminator(photos.diff_augment(fake.detach(), policy)))
     d_loss = -torch.log(d_real).mean() - torch.log(1 - d_fake).mean()
     return d_loss, torch.autograd.grad(d_loss, list(discriminator.parameters())), fake
 
@@ -190,7 +89,7 @@ def test_adversarial_step(model, policy):
     for parameter, gradient in zip(reference["discriminator"].parameters(), gradients, strict=True):
         parameter.grad = gradient
     adams[1]["discriminator"].step()
-    judged = reference["discriminator"](training.diff_augment(fake, policy))
+    judged = reference["discriminator"](photos.diff_augment(fake, policy))
     g_loss = -torch.log(torch.sigmoid(judged)).mean()
     gradients = torch.autograd.grad(g_loss, list(reference["generator"].parameters()))
     for parameter, gradient in zip(reference["generator"].parameters(), gradients, strict=True):
@@ -224,18 +123,6 @@ def test_vae_step():
         torch.testing.assert_close(value, reference.state_dict()[key], rtol=1e-3, atol=2e-5)
 
 
-def test_an_epoch_takes_every_photo_once():
-    for n, batch_size in ((10, 4), (9, 4), (8, 4), (5, 4)):
-        batches = training.epoch_batches(n, batch_size, 3, seed=1)
-        assert sorted(torch.cat(batches).tolist()) == list(range(n))
-        assert min(map(len, batches)) > 1 and {len(batch) for batch in batches[:-1]} <= {4}
-    first, second = (torch.cat(training.epoch_batches(10, 4, epoch, seed=1)) for epoch in (0, 1))
-    assert not torch.equal(first, second)
-    (batch,) = training.epoch_batches(2, 7, 0, seed=1)  # few photos fill a batch
-    assert sorted(batch.tolist()) in ([0] * 3 + [1] * 4, [0] * 4 + [1] * 3)
-    assert [len(batch) for batch in training.epoch_batches(1, 2, 0, seed=1)] == [2]
-
-
 SCRIPTS = {
     "gan": ["--size", 8],
     "dcgan": ["--size", 8, "--features", 4, "--z-dim", 8, "--augment", "translation"],
@@ -261,7 +148,7 @@ def test_script(script, bedrooms, tmp_path, model):
     names = (["reconstruction", "kl", "total", "val_reconstruction", "val_kl", "val_total"]
              if model == "vae" else ["d_loss", "g_loss"])
     assert [*rows[0]][2:] == names and float(rows[2][names[-1]]) > 0
-    saved = training.read_checkpoint(run / "ckpt_000003.pth")
+    saved = checkpoints.read(run / "ckpt_000003.pth")
     assert saved["model"] == model and saved["step"] == 3 and saved["iteration"] == 6
     assert json.loads((run / "args.json").read_text())["arguments"]["epochs"] == 3
     if model == "vae":
@@ -284,7 +171,7 @@ def check_validation(saved, row, bedrooms):
     vae = nets.VAE(32, 6).eval()
     vae.encoder.load_state_dict(saved["networks"]["encoder"])
     vae.decoder.load_state_dict(saved["networks"]["generator"])
-    images = training.load_images(bedrooms, "val", 32)[0].float() / 127.5 - 1
+    images = photos.load_images(bedrooms, "val", 32)[0].float() / 127.5 - 1
     with torch.no_grad():
         decoded, mean, log_variance = vae(images)
         kl = train_vae.divergence(mean, log_variance)
@@ -299,14 +186,14 @@ def test_a_gan_of_two_photos_copies_them(script, bedrooms, tmp_path):
                   "--precision", "fp32", "--ckpt-every", 600, "--sample-every", 600,
                   "--log-every", 100)
     assert done.returncode == 0, done.stderr
-    saved = training.read_checkpoint(tmp_path / "run" / "ckpt_000600.pth")
+    saved = checkpoints.read(tmp_path / "run" / "ckpt_000600.pth")
     generator = nets.GANGenerator(8).eval()
     generator.load_state_dict(saved["sampler"])
-    images = training.load_images(bedrooms, "train", 8)[0].float() / 127.5 - 1
+    images = photos.load_images(bedrooms, "train", 8)[0].float() / 127.5 - 1
     with torch.no_grad():
-        samples = generator(training.latents(1, range(64), 50))
-    photos = images[:2].flatten(1)
-    distances = torch.cdist(samples.flatten(1), photos)
-    apart = (photos[0] - photos[1]).norm()
+        samples = generator(sampling.latents(1, range(64), 50))
+    two = images[:2].flatten(1)
+    distances = torch.cdist(samples.flatten(1), two)
+    apart = (two[0] - two[1]).norm()
     assert (distances.min(1).values < apart / 2).float().mean() > 0.8
     assert torch.bincount(distances.argmin(1), minlength=2).min() >= 8  # both are there

@@ -1,5 +1,6 @@
-"""FastGAN's networks give the numbers of the published ones."""
+"""Networks: FastGAN's give the published numbers, the others have the layers of their sources."""
 
+import itertools
 import json
 from pathlib import Path
 
@@ -7,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 from scipy.sparse.linalg import svds
+from torch import nn
 from torch.nn import functional as F
 
 import nets
-import training
 
 FIXTURES = Path(__file__).parent / "fixtures"
 
@@ -154,14 +155,103 @@ def test_noise_is_one_map_per_image_in_training_and_fixed_in_evaluation():
     assert fixed.std() > 0.5
 
 
-def test_style_mixing_takes_the_excitations_of_another_latent():
-    torch.manual_seed(0)
-    generator = training.estimate_batch_norm(nets.FastGANGenerator(256, 16, 4), batches=1)
-    z, style = torch.randn(2, 3, 16)
-    with torch.no_grad():
-        own, other = generator(z)[0], generator(z, style)[0]
-        torch.testing.assert_close(generator(z, z)[0], own)
-        assert not torch.allclose(other, own)
-        for excitation in (generator.se_64, generator.se_128, generator.se_256):
-            excitation.register_forward_hook(lambda _, inputs, __: inputs[1])
-        torch.testing.assert_close(generator(z, style)[0], generator(z)[0])
+# The networks of GAN, DCGAN and VAE
+
+
+def parameters(module):
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def test_layers_of_the_gan():
+    generator, discriminator = nets.GANGenerator(), nets.GANDiscriminator()
+    norms = 2 * (128 + 256 + 512)
+    assert parameters(generator) == 50 * 128 + 128 * 256 + 256 * 512 + 512 * 2352 + norms
+    weights = 2352 * 1024 + 1024 * 512 + 512 * 256 + 256
+    assert parameters(discriminator) == weights + 1024 + 512 + 256 + 1
+    assert {norm.eps for norm in generator.modules() if isinstance(norm, nn.BatchNorm1d)} == {0.8}
+    slopes = {layer.negative_slope for net in (generator, discriminator)
+              for layer in net.modules() if isinstance(layer, nn.LeakyReLU)}
+    assert slopes == {0.25}
+
+
+def tutorial_dcgan(z_dim=100, f=64):
+    """The two networks of 64×64, written out layer by layer as the PyTorch tutorial lists them."""
+    up, down = (lambda kind: lambda i, o, s, p: kind(i, o, 4, s, p, bias=False))(
+        nn.ConvTranspose2d), (lambda kind: lambda i, o, s, p: kind(i, o, 4, s, p, bias=False))(
+        nn.Conv2d)
+    generator = nn.Sequential(
+        up(z_dim, f * 8, 1, 0), nn.BatchNorm2d(f * 8), nn.ReLU(),
+        up(f * 8, f * 4, 2, 1), nn.BatchNorm2d(f * 4), nn.ReLU(),
+        up(f * 4, f * 2, 2, 1), nn.BatchNorm2d(f * 2), nn.ReLU(),
+        up(f * 2, f, 2, 1), nn.BatchNorm2d(f), nn.ReLU(),
+        up(f, 3, 2, 1), nn.Tanh())
+    discriminator = nn.Sequential(
+        down(3, f, 2, 1), nn.LeakyReLU(0.2),
+        down(f, f * 2, 2, 1), nn.BatchNorm2d(f * 2), nn.LeakyReLU(0.2),
+        down(f * 2, f * 4, 2, 1), nn.BatchNorm2d(f * 4), nn.LeakyReLU(0.2),
+        down(f * 4, f * 8, 2, 1), nn.BatchNorm2d(f * 8), nn.LeakyReLU(0.2),
+        down(f * 8, 1, 1, 0))
+    return generator, discriminator
+
+
+def test_dcgan_is_the_tutorials():
+    ours = nets.DCGANGenerator(), nets.DCGANDiscriminator()
+    assert [parameters(net) for net in ours] == [3_576_704, 2_765_568]
+    theirs = tutorial_dcgan()
+    for net, reference in zip(ours, theirs, strict=True):
+        state = {name.removeprefix("main."): value for name, value in net.state_dict().items()}
+        reference.load_state_dict(state)
+    z = torch.randn(4, 100)
+    images = ours[0](z)
+    torch.testing.assert_close(images, theirs[0](z[:, :, None, None]))
+    torch.testing.assert_close(ours[1](images), theirs[1](images).view(-1))
+    for name, value in itertools.chain(*(net.state_dict().items() for net in ours)):
+        if name.endswith("weight"):
+            mean = 1.0 if value.ndim == 1 else 0.0
+            assert abs(value.mean() - mean) < 0.01 and 0.01 < value.std() < 0.03, name
+
+
+@pytest.mark.parametrize("size", [8, 32, 128])
+def test_dcgan_at_other_sizes(size):
+    images = nets.DCGANGenerator(size, 10, 4)(torch.randn(2, 10))
+    assert images.shape == (2, 3, size, size)
+    assert nets.DCGANDiscriminator(size, 4)(images).shape == (2,)
+
+
+@pytest.mark.parametrize("size", [4, 48, 100])
+def test_dcgan_refuses_what_halving_does_not_reach(size):
+    for network in (nets.DCGANGenerator, nets.DCGANDiscriminator):
+        with pytest.raises(ValueError, match=str(size)):
+            network(size)
+
+
+def test_layers_of_the_vae():
+    """Each layer by its own count: kernel × in × out + out, batch norm 2 × channels."""
+    for size, z_dim in ((256, 512), (64, 256)):
+        flat = 512 * (size // 32) ** 2
+        widths = [3, 32, 64, 128, 256, 512]
+        encoder = sum(9 * i * o + o + 2 * o for i, o in itertools.pairwise(widths))
+        heads = 2 * (flat * z_dim + z_dim)
+        widths = [512, 256, 128, 64, 32, 32]
+        decoder = sum(9 * i * o + o + 2 * o for i, o in itertools.pairwise(widths))
+        last = z_dim * flat + flat + 9 * 32 * 3 + 3
+        assert parameters(nets.VAE(size, z_dim)) == encoder + heads + decoder + last
+    assert parameters(nets.VAE(256, 512)) == 53_514_339
+    vae = nets.VAE(96, 7).eval()
+    image, mean, log_variance = vae(torch.rand(2, 3, 96, 96))
+    assert image.shape == (2, 3, 96, 96) and mean.shape == log_variance.shape == (2, 7)
+    torch.testing.assert_close(image, vae.decoder(mean))
+    with pytest.raises(ValueError, match="100"):
+        nets.VAE(100)
+
+
+def test_latents_of_the_vae_are_drawn_from_its_posterior():
+    vae = nets.VAE(32, 6)
+    seen = []
+    vae.decoder.forward = lambda z: seen.append(z) or z
+    nn.init.zeros_(vae.encoder.log_variance.weight)
+    nn.init.constant_(vae.encoder.log_variance.bias, 2 * np.log(3))
+    images = torch.rand(2, 3, 32, 32).repeat(3000, 1, 1, 1)
+    mean = vae(images)[1]
+    normal = (seen[0] - mean) / 3
+    assert abs(normal.mean()) < 0.03 and abs(normal.std() - 1) < 0.03

@@ -39,7 +39,7 @@ def test_its_links_and_its_scripts_are_there():
     for link in re.findall(r"\]\((?!http)([^)#]+)\)", README):
         assert (ROOT / link).is_file(), link
     named = {command.split()[0] for command in COMMANDS}
-    scripts = {path.name for path in ROOT.glob("*.py")} - {"nets.py", "metrics.py", "training.py"}
+    scripts = {path.name for path in ROOT.glob("*.py")} - {"nets.py", "metrics.py"}
     assert named >= scripts | {"tests/bench_train.py", "tests/bench_metrics.py"}
 
 
@@ -72,7 +72,7 @@ def test_the_tables_flags_are_its_scripts_flags(script):
 @pytest.fixture
 def clone(bedrooms, tmp_path):
     """A folder that looks like a clone, with drawn photos where README has real ones."""
-    for path in ROOT.glob("*.py"):
+    for path in (*ROOT.glob("*.py"), ROOT / "common"):
         (tmp_path / path.name).symlink_to(path)
     shutil.copytree(bedrooms, tmp_path / "data" / "bedroom")
     photos = sorted(bedrooms.glob("*/*.png"))

@@ -6,18 +6,18 @@ import shutil
 
 import pytest
 import torch
+from conftest import digest
 from published import published_l1, published_step
-from test_nets import fixture_inputs, read_fixture, recipe
+from test_checkpoints import published_file
 from torch.nn import functional as F
 
-import metrics
 import nets
 import train_fastgan
-import training
+from common import checkpoints, devices, features, photos
 
 TINY = ["--size", 256, "--features", 4, "--batch-size", 3, "--reconstruction", "l1",
         "--precision", "fp32"]
-CPU = training.Numerics(torch.device("cpu"), "fp32")
+CPU = devices.Numerics(torch.device("cpu"), "fp32")
 
 
 @pytest.fixture(scope="module")
@@ -47,9 +47,9 @@ def test_a_copied_checkpoint_branches_off(script, whole_run, tmp_path):
     done = script("train_fastgan.py", "--resume", tmp_path / "third.pth", "--iters", 7, "--name",
                   "branch", "--out", whole_run.parent)
     assert done.returncode == 0, done.stderr
-    one, other = (training.read_checkpoint(run / "ckpt_000007.pth")
+    one, other = (checkpoints.read(run / "ckpt_000007.pth")
                   for run in (whole_run, whole_run.with_name("branch")))
-    assert training.digest(one["networks"]) == training.digest(other["networks"])
+    assert digest(one["networks"]) == digest(other["networks"])
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(script, bedrooms, tmp_path):
@@ -57,8 +57,8 @@ def test_a_loss_that_is_not_finite_stops_the_run(script, bedrooms, tmp_path):
                   "--iters", 9, "--lr", 1e30, "--ckpt-every", 1)
     assert done.returncode == 2 and done.stderr.count("\n") == 1
     assert "became nan in iteration 1 (step 1)" in done.stderr
-    for path in training.find_checkpoints(tmp_path / "inf"):
-        assert training.read_checkpoint(path)["losses"].isfinite().all()
+    for path in checkpoints.find_all(tmp_path / "inf"):
+        assert checkpoints.read(path)["losses"].isfinite().all()
 
 
 def test_demo(script, tmp_path):
@@ -67,7 +67,7 @@ def test_demo(script, tmp_path):
     assert len(list((tmp_path / "data" / "demo" / "train").iterdir())) == 32
     (run,) = (tmp_path / "runs").iterdir()
     assert run.name.startswith("fastgan-demo-20")
-    saved = training.read_checkpoint(run / "ckpt_000002.pth")
+    saved = checkpoints.read(run / "ckpt_000002.pth")
     assert saved["config"]["features"] == 4 and saved["args"]["batch_size"] == 4
 
 
@@ -80,17 +80,17 @@ def test_latest_is_found_and_a_finished_run_stays_as_it_is(script, whole_run):
 
 
 def test_three_steps_are_the_published_algorithm(whole_run, bedrooms):
-    images, _ = training.load_images(bedrooms, "train", 256)
+    images, _ = photos.load_images(bedrooms, "train", 256)
     torch.manual_seed(0)
     g, d = nets.FastGANGenerator(256, 256, 4), nets.FastGANDiscriminator(256, 4)
     # Fused as in the script: where a gradient is about 0, rounding decides over a whole step.
     adams = [torch.optim.Adam(net.parameters(), 2e-4, (0.5, 0.999), fused=True) for net in (g, d)]
     average = [p.detach().clone() for p in g.parameters()]
     for step in range(3):
-        order = training.data_order(len(images), 3 * step, 3, seed=0)
-        real = training.mirror(training.take_batch(images, order, torch.device("cpu")))
+        order = photos.data_order(len(images), 3 * step, 3, seed=0)
+        real = photos.mirror(photos.take_batch(images, order, torch.device("cpu")))
         published_step(g, d, *adams, average, (2 + step) / (11 + step), real, published_l1)
-    saved = training.read_checkpoint(whole_run / "ckpt_000003.pth")
+    saved = checkpoints.read(whole_run / "ckpt_000003.pth")
     for name, network in {"generator": g, "discriminator": d}.items():
         for key, value in network.state_dict().items():
             torch.testing.assert_close(saved["networks"][name][key], value, atol=2e-5, rtol=1e-3)
@@ -117,8 +117,8 @@ def test_l1_reconstruction_is_a_mean_over_pixels_summed_over_images():
 def test_lpips_reconstruction_is_the_modules_distance_summed_over_images(monkeypatch, chunked):
     """And its gradient is the one that autograd finds for the module; image by image as on a CPU
     or all at once as on a GPU; one target for two."""
-    network = metrics.lpips_network("vgg", weights="random").double()
-    monkeypatch.setattr(metrics, "lpips_network", lambda name, device: {"vgg": network}[name])
+    network = features.lpips_network("vgg", weights="random").double()
+    monkeypatch.setattr(features, "lpips_network", lambda name, device: {"vgg": network}[name])
     if not chunked:
         monkeypatch.setattr(torch.Tensor, "is_cpu", False)
     x, y = (torch.rand(6, 3, 64, 64, dtype=torch.float64) * 2 - 1 for _ in range(2))
@@ -131,50 +131,6 @@ def test_lpips_reconstruction_is_the_modules_distance_summed_over_images(monkeyp
     assert abs(found.item() - expected.item()) < 1e-6 * expected.item()
     one, other = (torch.autograd.grad(loss, x)[0] for loss in (found, expected))
     assert (one - other).norm() < 1e-5 * other.norm() and other.norm() > 0
-
-
-def published_file(path, g, d, prefix="", **more):
-    def named(state):
-        return {prefix + name: value for name, value in state.items()}
-
-    torch.save({"g": named(g), "d": named(d), **more}, path)
-    return path
-
-
-@pytest.mark.parametrize("prefix", ["", "module."])
-def test_published_weights_load(tmp_path, prefix):
-    """At full width, by the fixture's recipe, averaged parameters in their own list."""
-    fixture = read_fixture(256)
-    shapes = [dict(fixture[name]["state_dict"]) for name in "GD"]
-    g, d = ({name: torch.full(shape, float(i)) for i, (name, shape) in enumerate(net.items())}
-            for net in shapes)
-    network = nets.FastGANGenerator(256)
-    average = [torch.full_like(p, -i - 1.0) for i, p in enumerate(network.parameters())]
-    path = published_file(tmp_path / "all_50000.pth", g, d, prefix, g_ema=average)
-    saved = training.read_checkpoint(path)
-    assert saved["step"] == 50000 and saved["published"]
-    assert saved["config"] == {"image_size": 256, "z_dim": 256, "features": 64}
-    network.load_state_dict(saved["sampler"])
-    for parameter, value in zip(network.parameters(), average, strict=True):
-        assert torch.equal(parameter, value)
-    network.load_state_dict(saved["networks"]["generator"])
-    assert torch.equal(network.to_big.weight_u, g["to_big.weight_u"])
-    nets.FastGANDiscriminator(256).load_state_dict(saved["networks"]["discriminator"])
-    plain = training.read_checkpoint(published_file(tmp_path / "20000.pth", g, d, prefix))
-    assert plain["step"] == 20000 and plain["optimizers"] is None
-    assert torch.equal(plain["sampler"]["to_128.weight_orig"], g["to_128.weight_orig"])
-
-
-def test_a_published_recipe_file_gives_the_fixtures_images(tmp_path):
-    """Read through the checkpoint reader, the published numbers come out."""
-    fixture = read_fixture(256)
-    g, d = (recipe(fixture[name]["state_dict"]) for name in "GD")
-    saved = training.read_checkpoint(published_file(tmp_path / "7.pth", g, d, "module."))
-    generator = nets.FastGANGenerator(**saved["config"])
-    generator.load_state_dict(saved["sampler"])
-    expected = fixture["G"]["outputs"]["image"]["row0"]
-    image = generator(fixture_inputs(256)[0])[0]
-    assert (image[0, :, 0, :8] - torch.tensor(expected)).abs().max() < 1e-3
 
 
 def test_resume_from_published_files(script, bedrooms, tmp_path):
@@ -199,51 +155,8 @@ def test_resume_from_published_files(script, bedrooms, tmp_path):
                       precision)
         assert done.returncode == 0, done.stderr
         assert ("afresh" in done.stderr) == (name == "20041")
-        saved = training.read_checkpoint(tmp_path / f"run {name} {precision}" / "ckpt_020042.pth")
+        saved = checkpoints.read(tmp_path / f"run {name} {precision}" / "ckpt_020042.pth")
         for optimizer in saved["optimizers"].values():
             assert {state["step"].item() for state in optimizer["state"].values()} <= updates
         shift = saved["sampler"]["to_big.weight_orig"] - g.to_big.weight_orig.detach()
         assert (shift - (5 if name == "all_20041" else 0)).abs().max() < 0.01
-
-
-def test_bad_input(refused, bedrooms, whole_run, tmp_path):
-    base = [*TINY, "--data", bedrooms, "--out", tmp_path / "runs", "--iters", 1]
-    other = tmp_path / "other"
-    shutil.copytree(bedrooms / "val", other)
-    for folder in ("empty", "bad"):
-        (tmp_path / folder).mkdir()
-    for name in "abc":
-        (tmp_path / "bad" / f"{name}.png").write_text("no image")
-    torch.save({"format": 1}, tmp_path / "x.pth")
-    last = whole_run / "ckpt_000007.pth"
-    cases = [
-        ([*base, "--size", 300], "256, 512 or 1024"),
-        ([*base, "--lr", "nan"], "nan"),
-        ([*base, "--lr", "inf"], "not in"),
-        ([*base, "--batch-size", 0], "not in [1, 65536)"),
-        ([*base, "--seed", -1], "not in [0"),
-        ([*base, "--iters", "many"], "invalid int value: 'many'"),
-        ([*base, "--out", "/proc/nowhere"], "/proc"),
-        ([*base, "--name", "a/b"], "--out says where"),
-        ([*base, "--data", tmp_path / "bad"], "bad/a.png cannot be read"),
-        (["--resume", last, "--iters", 9, "--name", "new"], "for a new run"),
-        ([*base, "--augment", "colour"], "colour"),
-        ([*base, "--device", "cuda:77"], "--device cpu"),
-        ([*base, "--data", tmp_path / "none"], "none is not a folder"),
-        ([*base, "--data", tmp_path / "empty"], "no images"),
-        ([*base, "--reconstruction", "lpips"], "--reconstruction l1"),
-        ([*base, "--resume", tmp_path / "none.pth"], "no checkpoint"),
-        ([*base, "--resume", "latest"], "no fastgan run"),
-        ([*base, "--resume", tmp_path / "x.pth"], "x.pth"),
-        (["--resume", last, "--iters", 9, "--features", 8], "4 in"),
-        (["--resume", last, "--iters", 9, "--size", 512], "256 in"),
-        (["--resume", last, "--iters", 9, "--data", other], "keeps its photos"),
-        (["--resume", whole_run / "ckpt_000003.pth"], "not the newest"),
-        ([*base, "--out", whole_run.parent, "--name", "whole"], "exists"),
-    ]
-    before = {path: path.read_bytes() for path in whole_run.iterdir()}
-    for arguments, words in cases:
-        line = refused("train_fastgan.py", *arguments, env={"TORCH_HOME": str(tmp_path / "hub")})
-        assert words in line, line
-    assert before == {path: path.read_bytes() for path in whole_run.iterdir()}
-    assert not list((tmp_path / "runs").glob("*"))

@@ -1,0 +1,241 @@
+"""Checkpoints come back as they were written, damaged and hostile ones are refused in one line."""
+
+import os
+import random
+import resource
+import time
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import digest
+from damage import fuzz_count, mutations, refusal, repack
+from test_nets import fixture_inputs, read_fixture, recipe
+
+import evaluate
+import nets
+from common import checkpoints
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # of torch, on damaged files
+
+
+def write(folder, keep=None, **more):
+    """A small checkpoint."""
+    folder.mkdir(exist_ok=True)
+    generator = nets.GANGenerator(4, 2)
+    state = {"model": "gan", "config": {"image_size": 4, "z_dim": 2}, "step": 3,
+             "args": {"data": "drawn"}, "sampler": generator.state_dict(), "networks": {},
+             "optimizers": None, "data": None, **more}
+    return checkpoints.save(folder, state, keep)
+
+
+def test_checkpoints_come_back_and_only_the_newest_are_kept(tmp_path):
+    state = {"networks": {"g": {"w": torch.arange(1000.0), "n": torch.tensor(4)}},
+             "optimizers": {"state": {0: {"step": torch.tensor(1.0)}}, "betas": (0.5, 0.999)},
+             "half": torch.ones(3, dtype=torch.bfloat16), "args": {"name": None}}
+    for step in (9, 10, 11):
+        path = write(tmp_path, keep=2, step=step, **state)
+    assert [p.name for p in sorted(tmp_path.iterdir())] == ["ckpt_000010.pth", "ckpt_000011.pth"]
+    saved = checkpoints.read(path)
+    assert saved["step"] == checkpoints.step_of(path) == 11 and not saved["published"]
+    for key, value in state.items():
+        assert digest(saved[key]) == digest(value), key
+
+
+def test_a_failed_write_leaves_the_earlier_checkpoint_and_no_rubbish(tmp_path, monkeypatch):
+    path = write(tmp_path)
+    before = path.read_bytes()
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    assert "ckpt_000003.pth could not be written" in refusal(write, tmp_path)
+    assert path.read_bytes() == before and len(list(tmp_path.iterdir())) == 1
+
+
+class Bomb:
+    def __init__(self, marker):
+        self.marker = marker
+
+    def __reduce__(self):
+        return Path.touch, (self.marker,)
+
+
+def test_a_checkpoint_that_would_run_code_is_refused_unrun(tmp_path):
+    torch.save({"format": 1, "x": Bomb(tmp_path / "marker")}, tmp_path / "evil.pth")
+    assert "evil.pth is not a checkpoint" in refusal(checkpoints.read, tmp_path / "evil.pth")
+    assert not (tmp_path / "marker").exists()
+
+
+def test_damaged_checkpoints_are_refused(tmp_path):
+    good = write(tmp_path, x=torch.arange(1000.0)).read_bytes()
+    path = tmp_path / "bad.pth"
+    at = good.index(torch.arange(1000.0).numpy().tobytes()) + 100
+    damaged = [good[: len(good) * sixteenth // 16] for sixteenth in range(16)]
+    for data in [*damaged, good[:at] + bytes([good[at] ^ 1]) + good[at + 1 :]]:
+        path.write_bytes(data)
+        assert "bad.pth" in refusal(checkpoints.read, path)
+    for value, words in (({"format": 99}, "format 99"), ([1, 2], "no checkpoint"),
+                         ({"g": {}, "d": {}}, "not a FastGAN checkpoint")):
+        torch.save(value, path)
+        assert words in refusal(checkpoints.read, path)
+    assert "no checkpoint at" in refusal(checkpoints.read, tmp_path / "none.pth")
+
+
+def nested(levels):
+    value = [1] * 10
+    for _ in range(levels):
+        value = [value] * 10
+    return value
+
+
+def test_bombs_and_absurd_shapes(tmp_path):
+    """Each is refused in well under a gigabyte and a few seconds."""
+    good = write(tmp_path / "good")
+    bomb = repack(good, tmp_path / "bomb.pth", zipfile.ZIP_DEFLATED, **{"0": bytes(2**28)})
+    assert bomb.stat().st_size < 10**6
+    hostile = {"wide": torch.zeros(1).expand(10**12), "deep": nested(12), "set": {1, 2},
+               "meta": torch.empty(10**13, device="meta"), "sparse": torch.eye(3).to_sparse(),
+               "bytes": bytearray(100), "parameter": torch.zeros(1).expand(10**9)}
+    paths = [bomb]
+    for name, value in hostile.items():
+        paths.append(tmp_path / f"{name}.pth")
+        torch.save({"format": 1, "model": "gan", "step": 1, "x": value}, paths[-1])
+        paths.append(tmp_path / f"published {name}.pth")
+        torch.save({"g": {"feat_8.x": value}, "d": {}}, paths[-1])
+    cycle = []
+    cycle.append(cycle)
+    paths.append(tmp_path / "cycle.pth")
+    torch.save({"format": 1, "x": cycle}, paths[-1])
+    before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()
+    for path in paths:
+        line = refusal(checkpoints.read, path)
+        assert line and path.name in line, path
+    assert time.monotonic() - start < 60
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500_000  # KiB
+
+
+def test_a_size_that_a_checkpoint_only_claims_takes_no_memory(tmp_path):
+    for size in ({"image_size": 2**15, "z_dim": 2**15}, {"image_size": 8, "z_dim": 2}):
+        saved = checkpoints.read(write(tmp_path / str(size["z_dim"]), config=size))
+        line = refusal(evaluate.load_generator, saved, torch.device("cpu"))
+        assert "of another network" in line
+    saved = checkpoints.read(write(tmp_path / "right"))
+    generator = evaluate.load_generator(saved, torch.device("cpu"))
+    assert generator(torch.zeros(3, 2)).shape == (3, 3, 4, 4)
+
+
+def test_fuzzed_checkpoints(request, tmp_path):
+    """One line, or contents that the checksums confirm: ours, published, torch's old file format.
+    """
+    g, d = nets.FastGANGenerator(256, 4, 1), {"x": torch.ones(3)}
+    torch.save({"g": g.state_dict(), "d": d}, tmp_path / "published.pth")
+    torch.save({"g": {"a": torch.ones(9)}, "d": d}, tmp_path / "old.pth",
+               _use_new_zipfile_serialization=False)
+    ours = write(tmp_path)
+    whole, each = digest(checkpoints.read(ours)["sampler"]), fuzz_count(request, 0.4 / 3)
+    path, chance, refused = tmp_path / "fuzzed.pth", random.Random(1), 0
+    for original in (ours, tmp_path / "published.pth", tmp_path / "old.pth"):
+        damaged = mutations(chance, original.read_bytes())
+        for _ in range(each):
+            path.write_bytes(next(damaged))
+            line = refusal(checkpoints.read, path)
+            assert line is None or path.name in line
+            refused += line is not None
+            if line is None and original == ours:  # in what torch does not read
+                assert digest(checkpoints.read(path)["sampler"]) == whole
+    print(f"{refused} of {3 * each} damaged checkpoints refused")
+
+
+# Adam's state
+
+
+def test_fused_adam_goes_on_in_another_layout():
+    """As when a run in bf16 is resumed in float32."""
+    results = []
+    for layout in (torch.contiguous_format, torch.channels_last):
+        torch.manual_seed(0)
+        weight = torch.nn.Parameter(torch.randn(4, 3, 2, 2))
+        adam = torch.optim.Adam([weight], 0.1, fused=True)
+        for _ in range(2):
+            weight.grad = torch.empty_like(weight).copy_(torch.randn(4, 3, 2, 2))
+            adam.step()
+            weight.data = weight.data.contiguous(memory_format=layout)
+            checkpoints.load_adam(adam, adam.state_dict(), "x.pth")
+        results.append(weight.detach())
+    assert torch.equal(*results)
+
+
+def moments(**more):
+    return {"step": torch.tensor(3.0), "exp_avg": torch.ones(2, 3), "exp_avg_sq": torch.ones(2, 3),
+            **more}
+
+
+@pytest.mark.parametrize("state", [
+    moments(exp_avg=torch.ones(3, 2)), moments(exp_avg_sq=None), moments(exp_avg="1"),
+    moments(step=torch.ones(2)), moments(step=torch.ones(2, 3)), moments(more=torch.ones(2, 3)),
+    {"step": torch.tensor(3.0)}, {}, [1], "x", None])
+def test_malformed_moments_are_refused(state):
+    adam = torch.optim.Adam([torch.nn.Parameter(torch.ones(2, 3))], fused=True)
+    groups = [{"params": [0]}]
+    checkpoints.load_adam(adam, {"state": {0: moments()}, "param_groups": groups}, "x.pth")
+    assert "x.pth" in refusal(checkpoints.load_adam, adam,
+                              {"state": {0: state}, "param_groups": groups}, "x.pth")
+
+
+@pytest.mark.parametrize("saved", [
+    None, {}, [], {"state": {}}, {"state": {0: moments()}, "param_groups": []},
+    {"state": {}, "param_groups": [{"params": [0, 1]}]}, {"state": [], "param_groups": [{}]},
+    {"state": 3, "param_groups": [{"params": [0]}]}, {"state": {}, "param_groups": 3}])
+def test_malformed_optimisers_are_refused(saved):
+    adam = torch.optim.Adam([torch.nn.Parameter(torch.ones(2, 3))], fused=True)
+    assert "x.pth" in refusal(checkpoints.load_adam, adam, saved, "x.pth")
+
+
+# Files of the published code
+
+
+def published_file(path, g, d, prefix="", **more):
+    def named(state):
+        return {prefix + name: value for name, value in state.items()}
+
+    torch.save({"g": named(g), "d": named(d), **more}, path)
+    return path
+
+
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_published_weights_load(tmp_path, prefix):
+    """At full width, by the fixture's recipe, averaged parameters in their own list."""
+    fixture = read_fixture(256)
+    shapes = [dict(fixture[name]["state_dict"]) for name in "GD"]
+    g, d = ({name: torch.full(shape, float(i)) for i, (name, shape) in enumerate(net.items())}
+            for net in shapes)
+    network = nets.FastGANGenerator(256)
+    average = [torch.full_like(p, -i - 1.0) for i, p in enumerate(network.parameters())]
+    path = published_file(tmp_path / "all_50000.pth", g, d, prefix, g_ema=average)
+    saved = checkpoints.read(path)
+    assert saved["step"] == 50000 and saved["published"]
+    assert saved["config"] == {"image_size": 256, "z_dim": 256, "features": 64}
+    network.load_state_dict(saved["sampler"])
+    for parameter, value in zip(network.parameters(), average, strict=True):
+        assert torch.equal(parameter, value)
+    network.load_state_dict(saved["networks"]["generator"])
+    assert torch.equal(network.to_big.weight_u, g["to_big.weight_u"])
+    nets.FastGANDiscriminator(256).load_state_dict(saved["networks"]["discriminator"])
+    plain = checkpoints.read(published_file(tmp_path / "20000.pth", g, d, prefix))
+    assert plain["step"] == 20000 and plain["optimizers"] is None
+    assert torch.equal(plain["sampler"]["to_128.weight_orig"], g["to_128.weight_orig"])
+
+
+def test_a_published_recipe_file_gives_the_fixtures_images(tmp_path):
+    """Read through the checkpoint reader, the published numbers come out."""
+    fixture = read_fixture(256)
+    g, d = (recipe(fixture[name]["state_dict"]) for name in "GD")
+    saved = checkpoints.read(published_file(tmp_path / "7.pth", g, d, "module."))
+    generator = nets.FastGANGenerator(**saved["config"])
+    generator.load_state_dict(saved["sampler"])
+    expected = fixture["G"]["outputs"]["image"]["row0"]
+    image = generator(fixture_inputs(256)[0])[0]
+    assert (image[0, :, 0, :8] - torch.tensor(expected)).abs().max() < 1e-3
