@@ -9,11 +9,10 @@
     python evaluate.py --interpolate 3 7                 # from sample 3 to sample 7, no table
     python evaluate.py --mix 0 1 2 3                     # FastGAN: layouts × styles, no table
 
-Writes metrics.json, metrics.csv, table.md, table.png, pca_real.png, for each column
-pca_<name>.png and neighbours_<cosine|lpips>_<name>.png, and curve.png where a run has two columns
-or more, to <run>/eval/. Features are kept in <data>/.cache/ and in .cache/ beside these files: the
-next call computes only what is new. The REAL column compares training with validation photos: the
-best that can be had.
+Writes metrics.json, metrics.csv, table.md, table.png and figures (nearest photos, components, FID
+over steps) to <run>/eval/. Features are kept in <data>/.cache/ and in .cache/ beside these files:
+the next call computes only what is new. The REAL column compares training with validation photos:
+the best that can be had.
 """
 
 import functools
@@ -39,9 +38,7 @@ GENERATORS = {"gan": GANGenerator, "dcgan": DCGANGenerator, "vae": VAEDecoder,
 BATCH = 32  # images on their way at once
 
 
-# ---------------------------------------------------------------------------------------------
-# What to judge
-# ---------------------------------------------------------------------------------------------
+# What to judge -------------------------------------------------------------------------------
 
 
 class Column(NamedTuple):
@@ -51,13 +48,9 @@ class Column(NamedTuple):
     home: Path  # the run folder or the folder of images: eval/ goes there
     size: int  # of its images, in pixels
     key: str  # a hash of what determines its images
+    fit: str | None = None  # how a checkpoint's training photos were made square
     checkpoint: dict | None = None  # without its networks
     paths: list[Path] | None = None  # of a folder's images
-
-    @property
-    def fit(self):
-        """How its training photos were made square; None of a folder."""
-        return self.checkpoint["fit"] if self.checkpoint else None
 
 
 def checkpoint_paths(run, wanted):
@@ -96,7 +89,7 @@ def checkpoint_columns(args):
             checkpoint.pop(large, None)
         columns.append(Column(f"{checkpoint['model']} {checkpoint['step']}", path.parent,
                               checkpoint["config"]["image_size"], files.file_sha256(path),
-                              checkpoint))
+                              checkpoint["fit"], checkpoint))
     return columns
 
 
@@ -141,22 +134,14 @@ def unique_names(columns):
 
 def common_data(columns):
     """The data folder that the columns' checkpoints were trained on; data/bedroom for others."""
-    folders = {str(column.checkpoint["args"].get("data", "data/bedroom"))
-               if column.checkpoint else "data/bedroom" for column in columns}
+    trained = [column.checkpoint["args"] if column.checkpoint else {} for column in columns]
+    folders = {str(args.get("data", "data/bedroom")) for args in trained}
     if len({Path(folder).resolve() for folder in folders}) > 1:
         cli.fail(f"trained on different data ({', '.join(sorted(folders))}): choose by --data")
     return min(folders)
 
 
-def common_fit(columns):
-    """How the columns' photos were made square; by stretching where they differ."""
-    fits = {column.fit for column in columns if column.fit}
-    return fits.pop() if len(fits) == 1 else "square"
-
-
-# ---------------------------------------------------------------------------------------------
-# Photos and samples, and their numbers
-# ---------------------------------------------------------------------------------------------
+# Photos and samples, and their numbers -------------------------------------------------------
 
 
 def draw_rows(total, n, seed):
@@ -202,13 +187,13 @@ class Comparison:
     def __init__(self, args, data, columns, device):
         self.args, self.data, self.device = args, data, device
         self.size = args.size or min(column.size for column in columns)
-        self.fit = args.fit or common_fit(columns)
+        fits = {column.fit for column in columns if column.fit}
+        self.fit = args.fit or (fits.pop() if len(fits) == 1 else "square")
         self.train, self.validation = (photo_set(data, split, self.size, self.fit)
                                        for split in ("train", "val"))
         self.photo_paths = photos.split_files(data, "train")
-        counts = [self.train.n, self.validation.n, args.n or self.train.n]
-        counts += [len(column.paths) for column in columns if column.paths]
-        self.n = min(counts)
+        self.n = min(self.train.n, self.validation.n, args.n or self.train.n,
+                     *(len(column.paths) for column in columns if column.paths))
         if self.n < 2:
             cli.fail(f"sets of {self.n} are too small to compare; at least 2 images each")
         if args.show and max(args.show) >= self.n:
@@ -305,17 +290,14 @@ class Comparison:
                 features.write_cache(path, {pair: tuple(found) for pair, found in lists.items()})
         return {pair: metrics.Neighbors(*found) for pair, found in lists.items()}
 
-    def numbers(self, measures, name):
-        bar = tqdm(measures, desc=f"numbers of {name}", disable=None, leave=False)
-        return metrics.numbers(bar, self.n)
-
     def real(self):
         """The REAL column: validation photos in the place of samples."""
         train, validation = self.inception
         measures = metrics.inception_measures({"validation": train}, validation)
         measures += [metrics.real_measure(self.lists[name], self.rows, suffix)
                      for name, (_, suffix, _) in self.distances.items()]
-        result = {"name": "REAL", "kind": "real", **self.numbers(measures, "REAL")}
+        bar = tqdm(measures, desc="numbers of REAL", disable=None, leave=False)
+        result = {"name": "REAL", "kind": "real", **metrics.numbers(bar, self.n)}
         sets = dict(zip(("train", "test"), self.resnet, strict=True))
         self.draw_components("REAL", [(f"train + test, AA {result['aa_train']:.2f}", sets)])
         return result
@@ -341,7 +323,8 @@ class Comparison:
             self.draw_neighbours(name, column, samples, labels, lists["FT"], test.indices)
         references = dict(zip(("train", "validation"), self.inception, strict=True))
         measures += metrics.inception_measures(references, samples.features["inception"])
-        result |= {**self.numbers(measures, column.name), "suspects": suspects}
+        bar = tqdm(measures, desc=f"numbers of {column.name}", disable=None, leave=False)
+        result |= {**metrics.numbers(bar, self.n), "suspects": suspects}
         self.draw_components(column.name, [
             (f"{label} + synthetic, AA {result[f'aa_{label}']:.2f}",
              {label: real, "synthetic": samples.features["resnet"]})
@@ -371,9 +354,7 @@ class Comparison:
                               self.out / f"pca_{file}.png")
 
 
-# ---------------------------------------------------------------------------------------------
-# A look into latent space
-# ---------------------------------------------------------------------------------------------
+# A look into latent space --------------------------------------------------------------------
 
 
 def interpolate(generator, ends, seed, name, frames=48):
@@ -444,7 +425,6 @@ def main(args):
     real = comparison.real()
     judged = [comparison.judge(column) for column in columns]
     write_report(comparison, [real, *judged, *(report.STUDY if args.study else [])])
-
     report.curve_figure(judged, real, comparison.caption, comparison.out / "curve.png")
 
 
@@ -499,8 +479,7 @@ if __name__ == "__main__":
                        help="stretch or crop photos (default: as the checkpoints' photos were)")
     group.add_argument("--seed", type=cli.seed, default=0, metavar="N", help="of every random draw")
     group.add_argument("--weights", choices=["pretrained", "random"], default="pretrained",
-                       help="of the feature networks; random needs no download, but its numbers "
-                            "compare only with each other")
+                       help="of the feature networks; random ones need no download")
     group.add_argument("--resize", choices=["bilinear", "clean"], default="bilinear",
                        help="to Inception's 299: as pytorch-fid or as clean-fid does")
     group.add_argument("--lpips", choices=["alex", "vgg", "squeeze"], default="alex",

@@ -36,9 +36,7 @@ def _checked(*sets, least=1):
     return sets
 
 
-# ---------------------------------------------------------------------------------------------
-# Distances between distributions, and principal components
-# ---------------------------------------------------------------------------------------------
+# Distances between distributions, and principal components -----------------------------------
 
 
 def frechet_distance(x, y):
@@ -161,9 +159,7 @@ def principal_components(train, k=2):
     return PrincipalComponents(mean, components * sign, variances[:k] / variances.sum())
 
 
-# ---------------------------------------------------------------------------------------------
-# Nearest neighbours
-# ---------------------------------------------------------------------------------------------
+# Nearest neighbours --------------------------------------------------------------------------
 
 
 def pairwise_cosine(x, y):
@@ -179,11 +175,8 @@ def pairwise_cosine(x, y):
 
 
 def pairwise_euclidean(x, y):
-    """Euclidean distances between rows of x (n, d) and y (m, d): float32 (n, m).
-
-    Computed in float64 and rounded to float32, so that equal distances stay equal.
-    """
-    x, y = x.double(), y.double()
+    """Euclidean distances between rows of x (n, d) and y (m, d): float32 (n, m)."""
+    x, y = x.double(), y.double()  # and rounded at the end, so that equal distances stay equal
     squares = x.square().sum(1)[:, None] + y.square().sum(1)
     return squares.addmm_(x, y.T, alpha=-2).clamp_(min=0).sqrt_().float()
 
@@ -267,9 +260,7 @@ def _joined(blocks):
     return Neighbors(*map(torch.cat, zip(*blocks.values(), strict=True)))
 
 
-# ---------------------------------------------------------------------------------------------
-# Distances between sets of points
-# ---------------------------------------------------------------------------------------------
+# Distances between sets of points ------------------------------------------------------------
 
 TIE = 1e-5  # relative: the accuracy of features, so of distances, from batch to batch
 COPY_QUANTILE = 0.01  # of the validation photos' distances: a suspected copy is nearer than it
@@ -375,9 +366,7 @@ def copies_of_neighbors(fake, validation):
     return CopyTest(order[distances[order] < threshold].tolist(), distances, nearest)
 
 
-# ---------------------------------------------------------------------------------------------
-# Intervals, and the numbers of a table
-# ---------------------------------------------------------------------------------------------
+# Intervals, and the numbers of a table -------------------------------------------------------
 
 NEIGHBORS_KEPT = 32  # of a point among n: enough for any random half of them
 FEWEST_FOR_INFINITY = 200  # points a set: the trend of fewer says little
@@ -455,8 +444,7 @@ def inception_measures(references, fake):
         Measure(of_each("kid", lambda x, y: kernel_distance(x, y)[0]), sets),
         Measure(lambda *sets: precision_recall_density_coverage(sets[0], sets[-1]), sets,
                 ([0, 0, 0, 0], [1, 1, np.inf, 1]), least=6, least_half=6),
-        Measure(of_each("fid_infinity", infinity), sets, least=FEWEST_FOR_INFINITY,
-                least_half=FEWEST_FOR_INFINITY // 2, effort=0.2)]
+        Measure(of_each("fid_infinity", infinity), sets, least=FEWEST_FOR_INFINITY, effort=0.2)]
 
 
 def neighbor_lists(pair, points, n, distance):

@@ -46,7 +46,7 @@ MIT_SIZE = 2_592_010_240  # bytes
 COLUMNS = ("split", "file", "source", "width", "height", "file_sha256", "pixel_sha256")
 
 
-# ---- Sources of photos
+# Sources of photos ---------------------------------------------------------------------------
 # Each returns (number of photos, iterator of (source, file name, read)). The source goes into the
 # manifest; read() returns the bytes of an image file and is called in a worker thread.
 
@@ -176,7 +176,7 @@ def mnist(cache):
             np.concatenate([part.targets for part in parts]))
 
 
-# ---- From photos to files
+# From photos to files ------------------------------------------------------------------------
 
 
 def convert(data):
@@ -243,7 +243,7 @@ def write_photos(photos, total, folder, min_size):
     return rows, skipped
 
 
-# ---- From files to a split
+# From files to a split -----------------------------------------------------------------------
 
 
 def split(rows, val_fraction, seed):

@@ -116,7 +116,9 @@ def parallel(network, **options):
     """
     if processes() == 1:
         return network
-    return DistributedDataParallel(network, broadcast_buffers=False, **options)
+    shared = DistributedDataParallel(network, **options)
+    shared.broadcast_buffers = False  # as an argument it would leave them unequal at the start, too
+    return shared
 
 
 def plain(network):

@@ -34,9 +34,7 @@ class WeightsError(RuntimeError):
     """Weights that are missing, damaged, or another network's. The message is one line."""
 
 
-# ---------------------------------------------------------------------------------------------
-# Networks and their weights
-# ---------------------------------------------------------------------------------------------
+# Networks and their weights ------------------------------------------------------------------
 
 
 def inception_network(weights="pretrained", device="cpu", resize="bilinear"):
@@ -257,9 +255,7 @@ def _first_line(error):
     return (str(error) or type(error).__name__).splitlines()[0]
 
 
-# ---------------------------------------------------------------------------------------------
-# Images to features
-# ---------------------------------------------------------------------------------------------
+# Images to features --------------------------------------------------------------------------
 
 CHUNK = 2**14  # coordinates of LPIPS points held at once
 HALF_SCALE = 2.0**8  # keeps LPIPS coordinates of all image sizes well inside float16's range
@@ -329,22 +325,19 @@ class LpipsFeatures:
 
 @_full_precision
 @torch.inference_mode()
-def lpips_features(images, network, total=None):
-    """Points for pairwise_lpips of uint8 images (n, 3, h, w), by one forward pass each.
+def lpips_features(batches, network, total):
+    """Points for pairwise_lpips of `total` uint8 images, by one forward pass each.
 
-    images: with `total`, the number of images in all, an iterable of such tensors instead, for
-    more images than memory holds. network: from lpips_network. The temporary files take 2.6 MB
-    an image at 256x256 with "alex", 21 MB at 1024x1024 (13 times as much with "vgg"). Raises
-    OSError when the disk is full, ValueError where the images are not `total` of one size.
+    batches: yields tensors (b, 3, h, w). network: from lpips_network. The temporary files take
+    2.6 MB an image at 256x256 with "alex", 21 MB at 1024x1024 (13 times as much with "vgg").
+    Raises OSError when the disk is full, ValueError where the images are not `total` of one size.
     """
     from lpips import normalize_tensor
 
-    if total is None:
-        images, total = [images], len(images)
     device = next(network.parameters()).device
     layers = [tempfile.TemporaryFile() for _ in network.lins]  # noqa: SIM115 (the points keep them)
     done, shape, dtype = 0, None, None
-    for batch in _small_batches(images):
+    for batch in _small_batches(batches):
         if shape not in (None, batch.shape[1:]) or done + len(batch) > total:
             raise ValueError(f"LPIPS features of more than {total} images, or of several sizes")
         shape, widths = batch.shape[1:], []
@@ -379,8 +372,8 @@ def pairwise_lpips(x, y, network):
     distance of unit-normalised maps: n + m forward passes and a matrix product give what the
     module gives pair by pair, to 1e-5; what is below 1e-5 is 0. Raises ValueError.
     """
-    x, y = (points if isinstance(points, LpipsFeatures) else lpips_features(points, network)
-            for points in (x, y))
+    x, y = (points if isinstance(points, LpipsFeatures)
+            else lpips_features([points], network, len(points)) for points in (x, y))
     if x.widths != y.widths:
         raise ValueError("LPIPS compares images of one size by one network")
     device = next(network.parameters()).device
@@ -395,9 +388,7 @@ def pairwise_lpips(x, y, network):
     return distances.masked_fill_(distances < 1e-5, 0).float()
 
 
-# ---------------------------------------------------------------------------------------------
-# Features of whole sets, kept on disk
-# ---------------------------------------------------------------------------------------------
+# Features of whole sets, kept on disk --------------------------------------------------------
 
 VERSION = 1  # raised when cached values change their meaning: older ones are then computed anew
 

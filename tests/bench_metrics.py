@@ -28,22 +28,13 @@ import sklearn.neighbors
 import torch
 import torch.nn.functional as F
 from cleanfid.resize import build_resizer
-from PIL import Image
 from torch_fidelity.metric_kid import kid_features_to_metric
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from published import pytorch_fid_distance
 
 import metrics
-
-SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
-
-
-def photos(folder, size):
-    files = sorted(f for f in folder.iterdir() if f.suffix.lower() in SUFFIXES)
-    images = (Image.open(f).convert("RGB").resize((size, size), Image.BICUBIC) for f in files)
-    images = torch.from_numpy(np.stack([np.asarray(image) for image in images]))
-    return images.permute(0, 3, 1, 2).contiguous()  # as pytorch-fid's ToTensor lays them out
+from common import features, photos
 
 
 def drawn(n, size, seed):
@@ -128,31 +119,28 @@ def lpips_memory(most, size):
     """
     for net, share in (("alex", 1), ("vgg", 10)):
         n = max(2, most // share)
-        module = metrics.lpips_network(net, "random")
+        module = features.lpips_network(net, "random")
         reset_peak()
         start = time.perf_counter()
-        x, y = (metrics.lpips_features((drawn(1, size, seed + i) for i in range(n)), module,
+        x, y = (features.lpips_features((drawn(1, size, seed + i) for i in range(n)), module,
                                        total=n) for seed in (0, n))
         made, features_peak = time.perf_counter() - start, peak_mb()
         reset_peak()
-        metrics.pairwise_lpips(x, y, module)
+        features.pairwise_lpips(x, y, module)
         print(f"LPIPS {net}, {n} x {n} at {size}x{size}: features {made:.0f} s, peak "
               f"{features_peak:,.0f} MB; distances {time.perf_counter() - start - made:.0f} s, "
               f"peak {peak_mb():,.0f} MB", flush=True)
 
 
 def main(args):
-    if args.scaling or args.lpips_memory:
-        torch.set_num_threads(args.threads)
-        if args.scaling:
-            scaling()
-        if args.lpips_memory:
-            lpips_memory(args.lpips_memory, 1024)
-        return
     warnings.simplefilter("ignore")
     torch.set_num_threads(args.threads)
+    if args.scaling:
+        return scaling()
+    if args.lpips_memory:
+        return lpips_memory(args.lpips_memory, 1024)
     if args.data.is_dir():
-        x, y = photos(args.data / "train", args.size), photos(args.data / "val", args.size)
+        x, y = (photos.load_images(args.data, split, args.size)[0] for split in ("train", "val"))
     else:
         x, y = drawn(args.n, args.size, 0), drawn(args.n, args.size, 1)
     print(f"{len(x)} and {len(y)} images of {args.size}x{args.size} from "
@@ -161,22 +149,22 @@ def main(args):
     print("| metric, against its reference | ours s | reference s | ratio | difference | peak |\n"
           "| --- | ---: | ---: | ---: | ---: | ---: |")
 
-    network = metrics.inception_network("random")
-    state = metrics._network("inception", metrics._fid_inception, "random").state_dict()
+    network = features.inception_network("random")
+    state = features._network("inception", features._fid_inception, "random").state_dict()
     pytorch_fid.inception.load_state_dict_from_url = lambda *_, **__: state
     reference = pytorch_fid.inception.InceptionV3([3]).eval()
     some = x[: args.images]
     row(f"Inception features of {len(some)}, pytorch-fid",
-        lambda: metrics.features(some, network),
+        lambda: features.features(some, network),
         lambda: torch.cat([reference(b / 255)[0] for b in some.split(32)])[:, :, 0, 0],
         reference_repeats=3)
     resize = build_resizer("clean")
     row(f"clean resize of {len(some)}, clean-fid (of 255)",
-        lambda: torch.cat([metrics._prepare_clean_fid(b.float()) for b in some.split(32)]) * 128,
+        lambda: torch.cat([features._prepare_clean_fid(b.float()) for b in some.split(32)]) * 128,
         lambda: np.stack([resize(i).transpose(2, 0, 1) for i in some.permute(0, 2, 3, 1).numpy()])
         - 128, reference_repeats=3, relative=False)
 
-    a, b = metrics.features(x, network), metrics.features(y, network)
+    a, b = features.features(x, network), features.features(y, network)
     row(f"Frechet distance {len(a)} x {len(b)}, pytorch-fid",
         lambda: metrics.frechet_distance(a, b), lambda: pytorch_fid_distance(a, b))
     for n in (331, 2048, 5000):
@@ -204,7 +192,7 @@ def main(args):
             a.double().numpy()).explained_variance_ratio_, reference_repeats=3)
 
     for net in ("alex", "squeeze", "vgg")[: args.lpips]:
-        module = metrics.lpips_network(net, "random")
+        module = features.lpips_network(net, "random")
         rows, columns = 3, 4
 
         def pair_by_pair(module=module, rows=rows, columns=columns):
@@ -213,7 +201,7 @@ def main(args):
                                 for i in p])
 
         row(f"LPIPS {net} {len(x)} x {len(y)}, pair by pair",
-            partial(metrics.pairwise_lpips, x, y, module), pair_by_pair, repeats=1,
+            partial(features.pairwise_lpips, x, y, module), pair_by_pair, repeats=1,
             scale=len(x) * len(y) / (rows * columns), relative=False)
 
 

@@ -7,8 +7,7 @@
     python tests/bench_train.py --curves 300 --features 8 --batch-size 4   # losses on the photos
 
 On a CPU OMP_NUM_THREADS=1 gives the steadiest numbers. Photos and VGG are random (its speed is that
-of the pretrained one); medians over --steps. TFLOP are counted in convolutions and matrix products,
-GB as if every operation read its inputs and wrote its results once, which caches and fusion spare.
+of the pretrained one); medians over --steps. TFLOP are counted in convolutions and matrix products.
 Peak memory holds two sets of Adam's state.
 """
 
@@ -24,8 +23,6 @@ from unittest.mock import patch
 
 import torch
 from torch.nn import functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -45,19 +42,6 @@ STUDY = {"fastgan": (256, 8), "gan": (28, 128), "dcgan": (64, 128), "vae": (256,
 # Measuring -----------------------------------------------------------------------------------
 
 
-class Traffic(TorchDispatchMode):
-    """Bytes of all operations' inputs and results; views move nothing."""
-
-    moved = 0
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        result = function(*args, **(kwargs or {}))
-        if not function.is_view:
-            tensors = tree_leaves((args, kwargs, result))
-            self.moved += sum(t.nbytes for t in tensors if isinstance(t, torch.Tensor))
-        return result
-
-
 def wait(device):
     if device.type == "cuda":
         torch.cuda.synchronize(device)
@@ -75,16 +59,13 @@ def seconds(function, device):
 
 
 def machine_peaks(device):
-    """({precision: FLOP/s of a large matrix product}, bytes/s of a copy), the best of five."""
+    """{precision: FLOP/s of a large matrix product}, the best of five."""
     n = 8192 if device.type == "cuda" else 1536
     flops = {}
     for name in ("fp32", "bf16"):
         x = torch.randn(n, n, device=device, dtype=devices.DTYPES[name])
         flops[name] = 2 * n**3 / min(seconds(lambda x=x: x @ x, device) for _ in range(5))
-    x = torch.empty(2**28 if device.type == "cuda" else 2**26, device=device)
-    y = torch.empty_like(x)
-    copy = min(seconds(lambda: y.copy_(x), device) for _ in range(5))
-    return flops, 2 * x.nbytes / copy
+    return flops
 
 
 class Peak:
@@ -225,33 +206,30 @@ def other_steps(args, device):
 
 
 def step_table(args, device):
-    flops, bandwidth = machine_peaks(device)
+    flops = machine_peaks(device)
     print("measured peaks: " + ", ".join(f"{name} {value / 1e12:.2f} TFLOP/s"
-                                         for name, value in flops.items())
-          + f", {bandwidth / 1e9:.0f} GB/s")
+                                         for name, value in flops.items()))
     rows = (fastgan_steps if args.model == "fastgan" else other_steps)(args, device)
-    count, moved, times, peaks = {}, {}, {name: [] for name, *_ in rows}, {}
+    count, times, peaks = {}, {name: [] for name, *_ in rows}, {}
     for name, _, step in rows:
+        peak = Peak(device)
         if "compile" in name:  # the same work as the row before, which can be counted
-            peak = Peak(device)
             for _ in range(5):  # the fourth records the CUDA graph
                 step()
         else:
-            peak = Peak(device)
-            with FlopCounterMode(display=False) as flop_counter, Traffic() as traffic:
+            with FlopCounterMode(display=False) as flop_counter:
                 step()
-        count[name], moved[name] = flop_counter.get_total_flops(), traffic.moved
+        count[name] = flop_counter.get_total_flops()
         peaks[name] = peak.read()
     for _, (name, _, step) in itertools.product(range(args.steps), rows):
         times[name].append(seconds(step, device))
-    print("| step | it/s | images/s | ratio | TFLOP/s | of peak | GB | of bandwidth | peak GiB |\n"
-          "| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
+    print("| step | it/s | images/s | ratio | TFLOP/s | of peak | peak GiB |\n"
+          "| --- | --- | --- | --- | --- | --- | --- |")
     first = statistics.median(times[rows[0][0]])
     for name, precision, _ in rows:
         t = statistics.median(times[name])
         print(f"| {name} | {1 / t:.3g} | {args.batch_size / t:.3g} | {first / t:.2f} | "
               f"{count[name] / t / 1e12:.3g} | {count[name] / t / flops[precision]:.0%} | "
-              f"{moved[name] / 1e9:.3g} | {moved[name] / t / bandwidth:.0%} | "
               f"{peaks[name]:.1f} |", flush=True)
     print("seconds a step, fastest to slowest: " + "; ".join(
         f"{min(times[name]):.2f} to {max(times[name]):.2f}" for name, *_ in rows))

@@ -31,6 +31,10 @@ EVERY_SCRIPT = [  # what all four answer alike
     (["--resume", "evil.pth"], "evil.pth is not a checkpoint"),
     (["--device", "cuda"], "--device cpu works everywhere"),
 ]
+OUT_OF_RANGE = {  # numbers that are refused before anything is read
+    "--size": [0, -8, 10**9], "--batch-size": [10**12, -1], "--limit": [0], "--epochs": [-3],
+    "--z-dim": [0, 10**9], "--lr": ["inf", 0, 1e300, -0.1], "--seed": [-1, 2**63], "--keep": [0],
+    "--ckpt-every": [0], "--log-every": [-1]}
 TRAINING = [  # the harness, asked by the cheapest script
     (["--data", ""], "no photo.png cannot be read"),
     (["--data", "no photo.png"], "no photo.png is not a folder"),
@@ -42,36 +46,18 @@ TRAINING = [  # the harness, asked by the cheapest script
     (["--data", "swapped"], "is not the photo that swapped/manifest.csv lists"),
     (["--data", "quoted"], "manifest.csv"),
     (["--data", "fewer"], "is not what its manifest lists"),
-    (["--size", 0], "0 is not in"),
-    (["--size", -8], "-8 is not in"),
-    (["--size", 10**9], "1000000000 is not in"),
     (["--size", 2**16 - 1], "memory"),
     (["--size", "8.5"], "invalid int value: '8.5'"),
     (["--size", "eight"], "invalid int value: 'eight'"),
     (["--batch-size", 1], "batch norm needs two images"),
-    (["--batch-size", 10**12], "is not in"),
-    (["--batch-size", -1], "-1 is not in"),
-    (["--limit", 0], "0 is not in"),
-    (["--epochs", -3], "-3 is not in"),
     (["--epochs", "9" * 5000], "invalid int value"),
-    (["--z-dim", 0], "0 is not in"),
-    (["--z-dim", 10**9], "is not in"),
-    (["--lr", "inf"], "inf is not in"),
-    (["--lr", 0], "0 is not in"),
-    (["--lr", 1e300], "1e+300 is not in"),
-    (["--lr", -0.1], "-0.1 is not in"),
     (["--lr", "fast"], "invalid float value: 'fast'"),
-    (["--seed", -1], "-1 is not in"),
-    (["--seed", 2**63], "is not in"),
     (["--fit", "round"], "invalid choice: 'round'"),
     (["--precision", "fp8"], "invalid choice: 'fp8'"),
     (["--device", "gpu"], "--device gpu"),
     (["--device", "cuda:99"], "--device cuda:99"),
     (["--device", "meta:x"], "--device meta:x"),
-    (["--keep", 0], "0 is not in"),
-    (["--ckpt-every", 0], "0 is not in"),
     (["--sample-every", "never"], "invalid int value"),
-    (["--log-every", -1], "-1 is not in"),
     (["--out", "text.txt"], "text.txt"),
     (["--out", "text.txt/runs"], "text.txt"),
     (["--out", LONG], "File name too long"),
@@ -102,6 +88,8 @@ TRAINING = [  # the harness, asked by the cheapest script
     (["--resume", "runs/done", "--name", "new", "--epochs", 9], "is for a new run"),
     (["--resume", "runs/done/ckpt_000001.pth", "--epochs", 9], "is not the newest of its run"),
     (["--resume", "runs/done", "--epochs", 9, "--out", "text.txt", "--size", 9], "keeps its"),
+    *(([flag, value], f"{value} is not in") for flag, values in OUT_OF_RANGE.items()
+      for value in values),
 ]
 ONE_SCRIPT = [  # what one model alone asks for
     ("dcgan", ["--size", 300], "300"),
@@ -256,10 +244,6 @@ def snapshot(world):
     """Every file and folder, but for caches of photos that were good."""
     return {path: path.read_bytes() if path.is_file() else None for path in world.rglob("*")
             if ".cache" not in path.parts and not path.name.startswith(".output")}
-
-
-def test_there_are_many_cases():
-    assert len(CASES) >= 60
 
 
 @pytest.mark.parametrize("of", [*SCRIPTS, "evaluate", "prepare"])

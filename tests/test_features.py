@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
+from test_metrics import global_random_state_is_untouched  # noqa: F401 (also for the tests here)
 
 import metrics
 from common import features
@@ -30,19 +31,6 @@ def inception():
 @pytest.fixture(scope="module")
 def resnet():
     return features.resnet50_network("random")
-
-
-@pytest.fixture(scope="module")
-def alex():
-    return features.lpips_network("alex", "random")
-
-
-@pytest.fixture(autouse=True)
-def global_random_state_is_untouched():
-    torch.manual_seed(1234)  # a state that no function here would leave behind by chance
-    state = torch.get_rng_state()
-    yield
-    assert torch.equal(state, torch.get_rng_state())
 
 
 # Networks
@@ -198,8 +186,8 @@ def test_pairwise_lpips_equals_the_module_pair_by_pair(net, size):
     assert (features.pairwise_lpips(x, x, network).diagonal() == 0).all()
 
 
-def test_lpips_features_are_points_computed_once_also_of_a_stream(alex, monkeypatch):
-    x, y = drawn(7), drawn(5, seed=1)
+def test_lpips_features_are_points_computed_once(monkeypatch):
+    x, y, alex = drawn(7), drawn(5, seed=1), features.lpips_network("alex", "random")
     expected, close = features.pairwise_lpips(x, y, alex), partial(
         torch.testing.assert_close, rtol=0, atol=1e-6)
     points = features.lpips_features(iter(x.split([3, 4])), alex, total=7)
@@ -232,10 +220,9 @@ def test_a_cache_is_whole_and_of_its_name_or_none(tmp_path, capsys):
     other.write_bytes(content)  # under another's name
     assert features.read_cache(other) is None
     content[len(content) // 2] ^= 1
-    path.write_bytes(content)
-    assert features.read_cache(path) is None
-    path.write_bytes(content[:1000])
-    assert features.read_cache(path) is None
+    for damaged in (content, content[:1000]):
+        path.write_bytes(damaged)
+        assert features.read_cache(path) is None
     features.write_cache(path / "below" / "a.pt", value)
     assert "warning: " in capsys.readouterr().err
 
