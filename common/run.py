@@ -41,8 +41,8 @@ def launch(main, parser, model, demo):
 def parse_arguments(parser, model, demo):
     """(arguments, the checkpoint to resume from or None).
 
-    What the command line says wins over the checkpoint's arguments, these over `demo` (with
-    --demo), these over the defaults. So `--resume PATH` alone goes on as the run began.
+    The command line wins over the checkpoint's arguments, these over `demo` (with --demo), these
+    over the defaults. So `--resume PATH` alone goes on as the run began.
     """
     args = parser.parse_args()
     if args.demo:
@@ -82,8 +82,11 @@ def start(args, checkpoint, demo, **config):
     numerics = devices.Numerics(device, args.precision)
     args.precision = numerics.precision  # a resumed run keeps what `auto` became
     if args.demo and args.data == demo["data"]:
-        if devices.rank() == 0:
-            draw_demo_scenes(args.data)
+        if devices.rank() == 0 and not Path(args.data, "manifest.csv").exists():
+            script = Path(__file__).parents[1] / "prepare_data.py"
+            command = [sys.executable, script, "--demo", "64", "--out", args.data]
+            if subprocess.run(command).returncode:
+                cli.fail(f"the demo scenes could not be drawn into {args.data}")
         devices.together(distributed.barrier)
     for name, value in config.items() if checkpoint else ():
         saved = checkpoint["config"].get(name)
@@ -92,15 +95,6 @@ def start(args, checkpoint, demo, **config):
                      f"{value} now")
     torch.manual_seed(args.seed)
     return numerics
-
-
-def draw_demo_scenes(data):
-    """Draws the demo scenes by prepare_data.py if they are missing."""
-    if not Path(data, "manifest.csv").exists():
-        script = Path(__file__).parents[1] / "prepare_data.py"
-        command = [sys.executable, script, "--demo", "64", "--out", data]
-        if subprocess.run(command).returncode:
-            cli.fail(f"the demo scenes could not be drawn into {data}")
 
 
 def load_photos(args, device, split="train"):
@@ -225,8 +219,7 @@ def append_row(path, row):
     A file keeps its columns: if a resumed run has others (its precision changed, or validation
     photos came), what has no column is left out.
     """
-    text, columns = io.StringIO(), list(row)
-    new = not path.exists()
+    text, columns, new = io.StringIO(), list(row), not path.exists()
     if not new:
         with open(path, newline="", encoding="utf-8") as file:
             columns = next(csv.reader(file), columns)
@@ -246,11 +239,11 @@ def truncate_log(path, step):
     header, *rows = text.splitlines(keepends=True) or [""]
     whole = re.compile(rf"\d+(,[-+.e\d]*){{{header.count(',')}}}\n")
     kept = [row for row in rows if whole.fullmatch(row) and int(row.split(",")[0]) <= step]
-    if kept and not header.startswith("step,"):
-        cli.fail(f"{path} is not as it was written ({header.strip()}): move it away")
     if not kept:
         path.unlink()  # a header alone may be torn; the next row writes a new one
         return
+    if not header.startswith("step,"):
+        cli.fail(f"{path} is not as it was written ({header.strip()}): move it away")
     with files.replacing(path) as file:
         file.write("".join([header, *kept]).encode())
 
@@ -308,15 +301,7 @@ def catch_signals():
 class Run:
     """Where a training run stands: what is logged, saved and resumed, and in which folder.
 
-        run = Run("gan", args, checkpoint, numerics, config, networks, optimizers, data, names)
-        for epoch in run.steps(args.epochs):
-            for indices in run.batches():
-                ...
-                run.add(losses)                # of every iteration
-            run.log()                          # once a step
-            if run.sample_due: ...
-            if run.save_due:
-                run.save(sampler)
+    Each training script shows its use.
 
     config: the generator's arguments; networks, optimizers: dicts; data: (how many training
     photos, their SHA-256); names: of the losses.

@@ -231,8 +231,6 @@ def step_table(args, device):
         print(f"| {name} | {1 / t:.3g} | {args.batch_size / t:.3g} | {first / t:.2f} | "
               f"{count[name] / t / 1e12:.3g} | {count[name] / t / flops[precision]:.0%} | "
               f"{peaks[name]:.1f} |", flush=True)
-    print("seconds a step, fastest to slowest: " + "; ".join(
-        f"{min(times[name]):.2f} to {max(times[name]):.2f}" for name, *_ in rows))
 
 
 # With the photos -----------------------------------------------------------------------------

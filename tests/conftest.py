@@ -40,13 +40,14 @@ def digest(value):
 
 @pytest.fixture(scope="session")
 def script():
-    """script("evaluate.py", "--n", 4, cwd=...) -> the finished process, its output as text."""
+    """script("evaluate.py", "--n", 4, cwd=...) -> the process that did so, its output as text."""
 
-    def run(name, *arguments, **options):
-        command = [sys.executable, str(ROOT / name), *map(str, arguments)]
-        environment = {**os.environ, **options.pop("env", {})}
-        return subprocess.run(command, capture_output=True, text=True, timeout=300,
-                              env=environment, **options)
+    def run(name, *arguments, code=0, env=(), **options):
+        done = subprocess.run([sys.executable, str(ROOT / name), *map(str, arguments)],
+                              capture_output=True, text=True, timeout=300,
+                              env={**os.environ, **dict(env)}, **options)
+        assert done.returncode == code, done.stderr
+        return done
 
     return run
 
@@ -78,13 +79,12 @@ def refused(monkeypatch, capfd):
 def bedrooms(script, tmp_path_factory):
     """A data folder of twelve drawn bedrooms, six and six."""
     out = tmp_path_factory.mktemp("data") / "drawn"
-    done = script("prepare_data.py", "--demo", 12, "--out", out)
-    assert done.returncode == 0, done.stderr
+    script("prepare_data.py", "--demo", 12, "--out", out)
     return out
 
 
 def pytest_addoption(parser):
-    parser.addoption("--fuzz", type=int, default=2000, help="mutated inputs of test_faults.py")
+    parser.addoption("--fuzz", type=int, default=2000, help="damaged inputs of the tests that fuzz")
 
 
 @pytest.fixture(scope="session")

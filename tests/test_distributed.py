@@ -124,9 +124,11 @@ def run_scripts(commands):
 # The tests -----------------------------------------------------------------------------------
 
 
-def launch(*arguments, timeout=180):
-    return subprocess.run([*TORCHRUN, *map(str, arguments)], capture_output=True, text=True,
-                          timeout=timeout)
+def launch(commands):
+    done = subprocess.run([*TORCHRUN, __file__, json.dumps(commands)], capture_output=True,
+                          text=True, timeout=180)
+    assert done.returncode == 0, done.stderr
+    return done
 
 
 @pytest.fixture(scope="module")
@@ -136,8 +138,7 @@ def whole_runs(bedrooms, tmp_path_factory):
     commands = [[str(ROOT / f"train_{model}.py"), *COMMON, *tiny, "4", "--data", str(bedrooms),
                  "--out", str(out), "--name", model, "--ckpt-every", "2", "--sample-every", "4",
                  "--log-every", "3"] for model, tiny in TINY.items()]
-    done = launch(__file__, json.dumps(["gradients", *commands]))
-    assert done.returncode == 0, done.stderr
+    done = launch(["gradients", *commands])
     assert done.stdout.count("run folder") == 4 == done.stdout.count("step 4:")  # said once
     return out
 
@@ -166,16 +167,14 @@ def test_resume_with_as_many_is_exact_and_with_fewer_or_more_works(whole_runs):
             for stale in ("ckpt_000004.pth", "samples_000004.png"):
                 (part / stale).unlink()
             commands[number].append([str(ROOT / f"train_{model}.py"), "--resume", str(part)])
-    done = launch(__file__, json.dumps(commands[2]))
-    assert done.returncode == 0, done.stderr
+    launch(commands[2])
     run_in_this_process(commands[1])
     more = []
     for model, tiny in TINY.items():  # copied: this process locks the folder
         shutil.copytree(whole_runs / f"{model}1", whole_runs / f"{model}more")
         more.append([str(ROOT / f"train_{model}.py"), "--resume", str(whole_runs / f"{model}more"),
                      tiny[-1], "5"])
-    done = launch(__file__, json.dumps(more))
-    assert done.returncode == 0, done.stderr
+    launch(more)
     for model in TINY:
         saved = checkpoints.read(whole_runs / f"{model}more" / "ckpt_000005.pth")
         assert len(saved["others"]) == 1, model  # of the second process

@@ -10,7 +10,6 @@ import pytest
 import torch
 from damage import fuzz_count, mutations, refusal, small_disk
 from PIL import Image
-from torch.nn import functional as F
 
 from common import photos
 
@@ -106,18 +105,6 @@ def test_color_augmentation_is_the_papers_formula():
     assert photos.diff_augment(x, []) is x
 
 
-def test_augmentation_lets_gradients_through():
-    x = torch.rand(2, 3, 8, 8, requires_grad=True)
-    photos.diff_augment(x, ["color", "translation"]).square().sum().backward()
-    assert x.grad.abs().sum() > 0
-
-
-def test_nearest_shrinking_takes_every_second_pixel():
-    """What FastGAN's reconstruction targets rely on."""
-    x = torch.rand(1, 3, 256, 256)
-    assert torch.equal(F.interpolate(x, size=128), x[:, :, ::2, ::2])
-
-
 # Decoding and its cache
 
 
@@ -173,13 +160,11 @@ def test_a_cache_that_does_not_fit_is_done_without(bedrooms, tmp_path, capfd):
 def test_fuzzed_manifests(request, bedrooms, tmp_path):
     shutil.copytree(bedrooms, tmp_path / "d", ignore=shutil.ignore_patterns(".cache"))
     manifest = tmp_path / "d" / "manifest.csv"
-    damaged, names = mutations(random.Random(2), manifest.read_bytes()), []
+    damaged = mutations(random.Random(2), manifest.read_bytes())
     for _ in range(fuzz_count(request, 0.3)):
         manifest.write_bytes(next(damaged))
         line = refusal(photos.split_files, tmp_path / "d", "train")
         assert line is None or "d " in line or "manifest.csv" in line
-        names.append(line)
-    print(f"{len(names) - names.count(None)} of {len(names)} damaged manifests refused")
 
 
 @pytest.mark.filterwarnings("ignore")  # of Pillow
@@ -189,7 +174,7 @@ def test_fuzzed_photos(request, tmp_path):
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 20, 3), np.uint8))
     kinds = {"PNG": ".png", "JPEG": ".jpg", "GIF": ".gif", "TIFF": ".tif", "BMP": ".bmp",
              "WEBP": ".webp", "PPM": ".ppm"}
-    folder, done, refused = tmp_path / "photos", 0, 0
+    folder = tmp_path / "photos"
     folder.mkdir()
     (tmp_path / "listed" / "train").mkdir(parents=True)
     for kind, suffix in kinds.items():
@@ -201,7 +186,6 @@ def test_fuzzed_photos(request, tmp_path):
             path.write_bytes(data)
             line = refusal(photos.decode_all, photos.image_files(folder), 8)
             assert line is None or "cannot be read" in line
-            done, refused = done + 1, refused + (line is not None)
             path.unlink()
             if i % 20 == 0:
                 photo = tmp_path / "listed" / "train" / f"x{suffix}"
@@ -212,7 +196,6 @@ def test_fuzzed_photos(request, tmp_path):
                 line = refusal(photos.load_images, tmp_path / "listed", "train", 8)
                 assert "is not the photo that" in line
                 photo.unlink()
-    print(f"{refused} of {done} damaged photos refused, the others decoded")
 
 
 def test_fuzzed_caches(request, bedrooms, tmp_path):

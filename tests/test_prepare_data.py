@@ -490,15 +490,16 @@ def test_mnist_that_is_there_needs_no_network(tmp_path):
     assert snapshot(tmp_path / RAW) == before
 
 
-def test_missing_or_damaged_mnist_is_refused_with_the_way_out(tmp_path):
+def test_missing_or_damaged_mnist_is_refused_with_the_way_out(refused, tmp_path):
     names = [f"{part}-{kind}-ubyte" for part in ("train", "t10k")
              for kind in ("images-idx3", "labels-idx1")]
 
-    def refused():
-        line = refuse("--mnist", cwd=tmp_path, env=OFFLINE, says=f"no MNIST in {RAW} (")
+    def check():
+        line = refused("prepare_data.py", "--mnist", cwd=tmp_path, env=OFFLINE)
+        assert f"no MNIST in {RAW} (" in line
         assert f"put {'.gz, '.join(names)}.gz from http" in line and "or use --digits" in line
 
-    refused()
+    check()
     assert not snapshot(tmp_path)
     shutil.rmtree(tmp_path / "data")
     mnist_files(tmp_path)
@@ -510,7 +511,7 @@ def test_missing_or_damaged_mnist_is_refused_with_the_way_out(tmp_path):
         if bad is not None:
             (tmp_path / RAW / name).write_bytes(bad)
         left = snapshot(tmp_path)
-        refused()
+        check()
         assert snapshot(tmp_path) == left
         (tmp_path / RAW / name).write_bytes(whole[name])
 
@@ -537,7 +538,7 @@ BAD = [  # more are in test_bad_input.py
 ]
 
 
-def test_bad_input_gets_one_line(tmp_path):
+def test_bad_input_gets_one_line(refused, tmp_path):
     (tmp_path / "file").write_text("not an archive, nor a folder " * 99)
     (tmp_path / "empty").mkdir()
     photos(tmp_path / "twins", 1)
@@ -547,7 +548,7 @@ def test_bad_input_gets_one_line(tmp_path):
     archive(tmp_path / "a.tar", {"bedroom": 2})
     before = set(tmp_path.rglob("*"))
     for args, says in BAD:
-        refuse(*args, says=says, cwd=tmp_path)
+        assert says in refused("prepare_data.py", *args, cwd=tmp_path), args
         assert set(tmp_path.rglob("*")) == before, args
 
 

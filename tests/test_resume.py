@@ -71,11 +71,6 @@ def case(request, launch, bedrooms, tmp_path_factory):
     return whole(launch, bedrooms, request.param, "fp32", tmp_path_factory.mktemp("resume"))
 
 
-@pytest.fixture(params=TINY)
-def bf16(request, launch, bedrooms, tmp_path):
-    return whole(launch, bedrooms, request.param, "bf16", tmp_path)
-
-
 def rows(run):
     with open(run / "log.csv", newline="") as file:
         return list(csv.DictReader(file))
@@ -121,10 +116,13 @@ def test_a_checkpoint_that_was_moved_goes_on_elsewhere(case):
     assert_same(runs / "whole", case.folder / "elsewhere", case.total)
 
 
-def stop_within_epochs(case, name):
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_stopped_within_epochs(case, launch, bedrooms, tmp_path, precision):
     """Between batches, after the last one, at an epoch's end, while the VAE validates, ..."""
-    run, positions = case.folder / "runs" / name, []
-    process = case.new(name, stop_at=1)
+    if precision == "bf16":
+        case = whole(launch, bedrooms, case.model, precision, tmp_path)
+    run, positions = case.folder / "runs" / "within", []
+    process = case.new("within", stop_at=1)
     for asked in (2, 1, 5, 3, 99):
         process.wait()
         case.check_stopped(process)
@@ -138,14 +136,6 @@ def stop_within_epochs(case, name):
                          "vae": [(1, 2), (1, 6), (1, 0), (2, 6), (2, 6)]}.get(
         case.model, [(1, 2), (1, 6), (1, 0), (3, 2), (3, 0)])
     assert_same(case.folder / "runs" / "whole", run, case.total)
-
-
-def test_stopped_within_epochs(case):
-    stop_within_epochs(case, "within")
-
-
-def test_stopped_within_epochs_in_bf16(bf16):
-    stop_within_epochs(bf16, "within")
 
 
 def test_stopped_by_signals_twice_at_random_moments(case):
@@ -215,7 +205,6 @@ def test_killed_at_any_moment(launch, bedrooms, tmp_path, model, kills):
     assert [int(row["step"]) for row in rows(run)] == list(range(1, steps + 1))
     case.finish(case.new("whole"))
     assert_same(tmp_path / "runs" / "whole", run, steps)
-    print(f"{killed} kills survived, {within} stops within an epoch gone on from")
 
 
 def test_another_batch_size_within_an_epoch(launch, bedrooms, tmp_path):

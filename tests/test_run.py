@@ -15,7 +15,7 @@ from damage import refusal
 from test_resume import assert_same, newest, rows
 
 from common import checkpoints, photos
-from common.run import Run, append_row, lock, new_folder, plot_losses, truncate_log
+from common.run import Run, append_row, new_folder, plot_losses, truncate_log
 
 TINY = ["train_dcgan.py", "--size", 8, "--features", 4, "--z-dim", 4, "--batch-size", 4,
         "--device", "cpu", "--precision", "fp32"]
@@ -88,9 +88,8 @@ def test_a_log_keeps_its_columns(tmp_path):
 def whole(launch, data, tmp_path_factory):
     """Two hundred steps without any fault."""
     folder = tmp_path_factory.mktemp("whole")
-    process = launch(*TINY, "--data", data, "--epochs", 200, "--ckpt-every", 20, "--log-every", 1,
-                     "--sample-every", 200, "--name", "run", cwd=folder)
-    assert process.wait() == 0, process.stderr
+    launch(*TINY, "--data", data, "--epochs", 200, "--ckpt-every", 20, "--log-every", 1,
+           "--sample-every", 200, "--name", "run", cwd=folder).finish()
     return folder / "runs" / "run"
 
 
@@ -113,8 +112,7 @@ def test_disk_full_while_it_trains(launch, data, whole, tmp_path, which, room):
     assert which in line or which == "losses.png" and "samples_" in line, line
     assert before and all(path.read_bytes() == old for path, old in before.items())
     assert not list(run.glob(".*")) and set(checkpoints.find_all(run)) >= set(before)
-    process = launch(*TINY[:1], "--resume", run, "--sample-every", 200, cwd=tmp_path)
-    assert process.wait() == 0, process.stderr
+    launch(*TINY[:1], "--resume", run, "--sample-every", 200, cwd=tmp_path).finish()
     assert_same(whole, run, 200)
 
 
@@ -180,17 +178,14 @@ def test_skipped_updates_are_in_the_log_and_go_on_after_a_stop(launch, data, tmp
     """Scales start at 65536, which this learning rate soon makes overflow."""
     options = [*TINY[:-1], "fp16", "--data", data, "--log-every", 1, "--lr", 0.5]
     for name, steps in (("whole", 12), ("parts", 5)):
-        process = launch(*options, "--epochs", steps, "--name", name, cwd=tmp_path)
-        assert process.wait() == 0, process.stderr
-    process = launch(TINY[0], "--resume", "latest", "--name", "parts", "--epochs", 12,
-                     cwd=tmp_path)
-    assert process.wait() == 0, process.stderr
+        launch(*options, "--epochs", steps, "--name", name, cwd=tmp_path).finish()
+    launch(TINY[0], "--resume", "latest", "--name", "parts", "--epochs", 12,
+           cwd=tmp_path).finish()
     counts = [int(row["skipped_updates"]) for row in rows(tmp_path / "runs" / "whole")]
     assert counts == sorted(counts)
     assert_same(tmp_path / "runs" / "whole", tmp_path / "runs" / "parts", 12)
-    process = launch(TINY[0], "--resume", tmp_path / "runs" / "parts", "--epochs", 14,
-                     "--precision", "fp32", cwd=tmp_path)
-    assert process.wait() == 0, process.stderr
+    launch(TINY[0], "--resume", tmp_path / "runs" / "parts", "--epochs", 14,
+           "--precision", "fp32", cwd=tmp_path).finish()
     assert [row["skipped_updates"] for row in rows(tmp_path / "runs" / "parts")][-2:] == ["", ""]
 
 
@@ -209,11 +204,6 @@ def test_a_collapsed_run_says_so(tmp_path, capfd):
 
 
 # Two at once, few photos, strange paths, long runs
-
-
-def test_one_process_trains_in_a_run_folder(tmp_path):
-    lock(tmp_path)
-    assert "another process is training in" in refusal(lock, tmp_path)
 
 
 def test_runs_that_start_together(launch, data, tmp_path):
@@ -265,12 +255,10 @@ def test_one_photo_is_enough(launch, data, tmp_path, model):
     folder = tmp_path / "ein Zimmer, 'größer' & \"teurer\" [1] 🛏\n"
     folder.mkdir()
     shutil.copy(min((data / "train").iterdir()), folder / "ein Bett — 寝室 *.png")
-    process = launch(f"train_{model}.py", *SMALL[model], 2, "--batch-size", 3, "--data", folder,
-                     "--out", folder / "läufe", "--name", "é 1", cwd=tmp_path)
-    assert process.wait() == 0, process.stderr
-    process = launch(f"train_{model}.py", "--resume", folder / "läufe" / "é 1", SMALL[model][-1],
-                     3, cwd=tmp_path)
-    assert process.wait() == 0, process.stderr
+    launch(f"train_{model}.py", *SMALL[model], 2, "--batch-size", 3, "--data", folder,
+           "--out", folder / "läufe", "--name", "é 1", cwd=tmp_path).finish()
+    launch(f"train_{model}.py", "--resume", folder / "läufe" / "é 1", SMALL[model][-1],
+           3, cwd=tmp_path).finish()
     assert newest(folder / "läufe" / "é 1") == 3
 
 
