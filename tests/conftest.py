@@ -84,7 +84,7 @@ def bedrooms(script, tmp_path_factory):
 
 
 def pytest_addoption(parser):
-    parser.addoption("--fuzz", type=int, default=2000, help="damaged inputs of the tests that fuzz")
+    parser.addoption("--fuzz", type=int, default=1200, help="damaged inputs of the tests that fuzz")
 
 
 @pytest.fixture(scope="session")
