@@ -9,8 +9,9 @@
 
 Writes OUT/train/, OUT/val/ and OUT/manifest.csv. Upright 8-bit RGB JPEGs and PNGs are copied as
 they are, everything else is converted to upright 8-bit RGB PNGs, and files that fail to decode are
-skipped with a warning. The split depends only on the pixels and on --seed; photos with identical
-pixels stay on one side. Running it again changes nothing; existing files are never overwritten.
+skipped with a warning. The split depends only on the pixels and on --seed; photos that are one
+picture (re-encoded, rescaled, slightly cropped or mirrored) stay on one side. Running it again
+changes nothing; existing files are never overwritten.
 """
 
 import csv
@@ -43,7 +44,10 @@ from common.scenes import draw_scene
 
 MIT_URL = "http://groups.csail.mit.edu/vision/LabelMe/NewImages/indoorCVPR_09.tar"
 MIT_SIZE = 2_592_010_240  # bytes
-COLUMNS = ("split", "file", "source", "width", "height", "file_sha256", "pixel_sha256")
+COLUMNS = ("split", "file", "source", "width", "height", "file_sha256", "pixel_sha256", "group")
+THUMBNAIL = 64  # pixels a side, to compare photos at; smaller ones are compared by equal pixels
+HASH_DISTANCE = 28  # bits of 128: copies of a picture differ by 21 or less, rooms by 60 or so
+SAME_PICTURE = 0.95  # of the variance explained: of copies 0.99 or more, of rooms 0.75 or less
 
 
 # Sources of photos ---------------------------------------------------------------------------
@@ -202,9 +206,11 @@ def convert(data):
         buffer = io.BytesIO()
         Image.frombytes("RGB", image.size, pixels).save(buffer, "PNG", compress_level=3)
         data = buffer.getvalue()
+    thumbnail = image.convert("L").resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BILINEAR)
     return data, ".jpg" if keep and jpeg else ".png", {
         "width": width, "height": height, "file_sha256": files.sha256(data),
         "pixel_sha256": files.sha256(f"{width}x{height}:".encode() + pixels),
+        "thumbnail": np.asarray(thumbnail) if min(width, height) >= THUMBNAIL else None,
     }
 
 
@@ -243,22 +249,107 @@ def write_photos(photos, total, folder, min_size):
     return rows, skipped
 
 
+# Photos that are one picture -----------------------------------------------------------------
+
+
+def difference_hash(thumbnail):
+    """Which of two neighbours is brighter, of 9 x 8 and of 8 x 9 pixels: (128,) of -1 and 1."""
+    small = Image.fromarray(thumbnail)
+    signs = [np.diff(np.asarray(small.resize(shape, Image.Resampling.BILINEAR), int), axis=axis) > 0
+             for shape, axis in (((9, 8), 1), ((8, 9), 0))]
+    return np.float32(np.concatenate(signs, axis=None)) * 2 - 1
+
+
+def explained(a, b, steps=3, margin=4):
+    """The share of thumbnail b's variance that thumbnail a explains, moved and stretched to fit.
+
+    By Gauss-Newton steps from no move (Lucas & Kanade 1981), of blurred thumbnails, without their
+    margins: a crop by 3% moves a pixel at the border by 2.
+    """
+    from scipy import ndimage  # slow to import
+
+    a, b = (ndimage.gaussian_filter(x.astype(float), 1) for x in (a, b))
+    inner = slice(margin, -margin)
+    target = b[inner, inner].ravel() - b[inner, inner].mean()
+    if target @ target < len(target):  # one shade: nothing to compare
+        return 0.0
+    center, best = (THUMBNAIL - 1) / 2, 0.0
+    along = (np.arange(THUMBNAIL) - center) / center
+    shift, scale = np.zeros(2), np.ones(2)
+    for step in range(steps + 1):
+        moved = ndimage.affine_transform(a, scale, center + shift - scale * center, order=1,
+                                         mode="nearest")
+        down, right = np.gradient(moved)
+        terms = [moved, np.ones_like(moved), down, right, down * along[:, None], right * along]
+        terms = np.stack([term[inner, inner].ravel() for term in terms], 1)
+        brightness = np.linalg.lstsq(terms[:, :2], target, rcond=None)[0]
+        left = target - terms[:, :2] @ brightness
+        best = max(best, 1 - left @ left / (target @ target))
+        if step < steps:
+            fit = np.linalg.lstsq(terms, target, rcond=None)[0]
+            contrast = fit[0] or 1.0
+            shift = np.clip(shift + fit[2:4] / contrast, -margin, margin)
+            scale = np.clip(scale + fit[4:] / contrast / center, 0.9, 1.1)
+    return best
+
+
+def similar_pairs(thumbnails):
+    """Yields (i, j, whether mirrored) of thumbnails whose hashes nearly agree, i < j."""
+    hashes = np.array([difference_hash(thumbnail) for thumbnail in thumbnails])
+    mirrored = np.array([difference_hash(thumbnail[:, ::-1]) for thumbnail in thumbnails])
+    for start in range(0, len(hashes), 1024):
+        rows = hashes[start : start + 1024]
+        for others, mirror in ((hashes, False), (mirrored, True)):
+            distances = (rows.shape[1] - rows @ others.T) / 2
+            for i, j in np.argwhere(np.triu(distances <= HASH_DISTANCE, start + 1)):
+                yield int(i) + start, int(j), mirror
+
+
+def pictures(thumbnails):
+    """The pairs (i, j) of thumbnails that show one picture."""
+    return [(i, j) for i, j, mirror in similar_pairs(thumbnails) if explained(
+        thumbnails[i], thumbnails[j][:, :: -1 if mirror else 1]) > SAME_PICTURE]
+
+
+def group_pictures(rows):
+    """Adds to each row its "picture", which rows of one picture share: the least of their pixels'
+    hashes; and its "group", a number for those of two or more files, None for one alone."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    different = list({row["pixel_sha256"]: row for row in rows}.values())
+    large = [i for i, row in enumerate(different) if row["thumbnail"] is not None]
+    pairs = [(large[i], large[j]) for i, j in pictures([different[i]["thumbnail"] for i in large])]
+    ends = tuple(np.array(pairs, int).reshape(-1, 2).T)
+    links = coo_array((np.ones(len(pairs)), ends), shape=[len(different)] * 2)
+    pixels = defaultdict(list)
+    for label, row in zip(connected_components(links)[1], different, strict=True):
+        pixels[label].append(row["pixel_sha256"])
+    picture = {one: min(same) for same in pixels.values() for one in same}
+    for row in rows:
+        row["picture"] = picture[row["pixel_sha256"]]
+    sizes = Counter(row["picture"] for row in rows)
+    number = {name: i for i, name in enumerate(sorted(n for n in sizes if sizes[n] > 1), 1)}
+    for row in rows:
+        row["group"] = number.get(row["picture"])
+
+
 # From files to a split -----------------------------------------------------------------------
 
 
 def split(rows, val_fraction, seed):
     """Adds its split to each row and to its file name; returns {split: number of rows}.
 
-    Rows with the same pixels get the same split. These groups are sorted by a hash of the seed and
-    their pixels, so file names don't matter. Validation gets round(n * val_fraction) rows, or as
-    near as the groups allow.
+    Rows of one picture get the same split. Pictures are sorted by a hash of the seed and their
+    pixels, so file names don't matter. Validation gets round(n * val_fraction) rows, or as near as
+    the groups allow.
     """
     groups = defaultdict(list)
     for row in rows:
-        groups[row["pixel_sha256"]].append(row)
+        groups[row["picture"]].append(row)
     room = round(len(rows) * val_fraction)
-    for pixels in sorted(groups, key=lambda pixels: files.sha256(f"{seed} {pixels}")):
-        group = groups[pixels]
+    for picture in sorted(groups, key=lambda picture: files.sha256(f"{seed} {picture}")):
+        group = groups[picture]
         name = "val" if len(group) <= room else "train"
         room -= len(group) if name == "val" else 0
         for row in group:
@@ -291,12 +382,10 @@ def staging_folder(out):
 
 def publish(rows, staging, out):
     """Moves photos and writes the manifest, if nothing is in the way; returns if any was new."""
-    manifest, text = out / "manifest.csv", io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(sorted(rows, key=lambda row: (row["split"], row["file"])))
-    listing = text.getvalue().encode()
-    if manifest.exists() and manifest.read_bytes() != listing:
+    manifest = out / "manifest.csv"
+    # One of an earlier version, without groups, is as good if the split is the same.
+    if manifest.exists() and manifest.read_bytes() not in (listing(rows, COLUMNS),
+                                                           listing(rows, COLUMNS[:-1])):
         cli.fail(f"{manifest} lists another split: choose another --out or remove {out}")
     new = {row["file"]: row["file_sha256"] for row in rows}
     for path in (*(out / "train").glob("[!.]*"), *(out / "val").glob("[!.]*")):
@@ -309,8 +398,17 @@ def publish(rows, staging, out):
     if manifest.exists():
         return bool(new)
     with files.replacing(manifest) as file:
-        file.write(listing)
+        file.write(listing(rows, COLUMNS))
     return True
+
+
+def listing(rows, columns):
+    """The bytes of a manifest."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n", extrasaction="ignore")
+    writer.writeheader()
+    writer.writerows(sorted(rows, key=lambda row: (row["split"], row["file"])))
+    return text.getvalue().encode()
 
 
 def parse_args():
@@ -362,14 +460,16 @@ def main(args):
         total, photos = archive_photos(archive, args.class_name)
     with staging_folder(args.out) as staging:
         rows, skipped = write_photos(photos, total, staging, args.min_size)
+        group_pictures(rows)
         sizes = split(rows, args.val_fraction, args.seed)
         changed = publish(rows, staging, args.out)
     print(f"{args.out}: {sizes['train']} train and {sizes['val']} val photos"
           + ("" if changed else "; nothing changed"))
     for reason, number in skipped.items():
         print(f"skipped: {number} {reason}")
-    if repeats := len(rows) - len({row["pixel_sha256"] for row in rows}):
-        print(f"repeats of another photo's pixels: {repeats}; they stay on its side")
+    if grouped := [row["group"] for row in rows if row["group"]]:
+        print(f"{len(grouped)} of the photos show {len(set(grouped))} pictures (re-encoded, "
+              "rescaled, cropped or mirrored): each stays on one side")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,98 @@
+"""How surely prepare_data.py finds the photos that are one picture, and how often it errs.
+
+    python tests/bench_split.py DIR       # a folder of photos, no picture in it twice
+    python tests/bench_split.py --demo 1000
+
+Of each photo one copy of each kind is made. Prints how many of the copies would be grouped with
+their photo, the furthest hash and the least explained variance among them; and how many pairs of
+different photos would be, with the most that one explains of another.
+"""
+
+import argparse
+import io
+import sys
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import prepare_data
+from common import photos
+from common.scenes import draw_scene
+
+
+def encoded(image, quality):
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=quality)
+    return Image.open(buffer)
+
+
+def scaled(image, share):
+    return image.resize([round(side * share) for side in image.size])
+
+
+def cropped(image, rng, most=0.03):
+    """Up to 3% cut off each side."""
+    (width, height), (left, top, right, bottom) = image.size, rng.uniform(0, most, 4)
+    return image.crop((left * width, top * height, (1 - right) * width, (1 - bottom) * height))
+
+
+KINDS = {
+    "JPEG, quality 50": lambda image, rng: encoded(image, 50),
+    "JPEG, quality 95": lambda image, rng: encoded(image, 95),
+    "scaled by 0.5": lambda image, rng: scaled(image, 0.5),
+    "scaled by 0.8": lambda image, rng: scaled(image, 0.8),
+    "up to 3% off each side": cropped,
+    "3% off the left and the top": lambda image, rng: image.crop(
+        (0.03 * image.width, 0.03 * image.height, *image.size)),
+    "mirrored": lambda image, rng: image.transpose(Image.Transpose.FLIP_LEFT_RIGHT),
+    "all of these": lambda image, rng: encoded(scaled(cropped(image, rng), 0.5).transpose(
+        Image.Transpose.FLIP_LEFT_RIGHT), 50),
+}
+
+
+def thumbnail(image):
+    side = prepare_data.THUMBNAIL
+    return np.asarray(image.convert("L").resize((side, side), Image.Resampling.BILINEAR))
+
+
+def main(args):
+    if args.demo:
+        files = (io.BytesIO(draw_scene(0, i)) for i in range(args.demo))
+    else:
+        files = photos.image_files(args.folder)
+    rng, originals, copies = np.random.default_rng(0), [], {kind: [] for kind in KINDS}
+    for file in tqdm(files, total=args.demo or len(files), disable=None):
+        image = Image.open(file).convert("RGB")
+        originals.append(thumbnail(image))
+        for kind, make in KINDS.items():
+            copies[kind].append(thumbnail(make(image, rng)))
+
+    print(f"| {len(originals)} photos | found | bits apart, at most | explained, at least |\n"
+          "| --- | ---: | ---: | ---: |")
+    for kind, thumbnails in copies.items():
+        found, bits, least = 0, 0, 1.0
+        for original, copy in zip(originals, thumbnails, strict=True):
+            found += bool(prepare_data.pictures([original, copy]))
+            hashes = [prepare_data.difference_hash(original[:, ::step]) for step in (1, -1)]
+            apart = [(prepare_data.difference_hash(copy) != one).sum() for one in hashes]
+            bits = max(bits, min(apart))
+            best = original[:, :: (1, -1)[int(np.argmin(apart))]]
+            least = min(least, prepare_data.explained(best, copy))
+        print(f"| {kind} | {found / len(originals):.4f} | {bits} | {least:.4f} |")
+    pairs = list(prepare_data.similar_pairs(originals))
+    most = max((prepare_data.explained(originals[i], originals[j][:, :: -1 if mirror else 1])
+                for i, j, mirror in pairs), default=0)
+    print(f"\nof different photos: {len(pairs)} pairs with similar hashes, "
+          f"{len(prepare_data.pictures(originals))} grouped, at most {most:.4f} explained")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", nargs="?")
+    parser.add_argument("--demo", type=int, metavar="N", help="drawn scenes instead")
+    main(parser.parse_args())
