@@ -36,6 +36,7 @@ from nets import DCGANGenerator, FastGANGenerator, GANGenerator, VAEDecoder
 GENERATORS = {"gan": GANGenerator, "dcgan": DCGANGenerator, "vae": VAEDecoder,
               "fastgan": FastGANGenerator}
 BATCH = 32  # images on their way at once
+PIECES_SET = 500  # images a set at most whose pieces are compared: its cost grows with the square
 
 
 # What to judge -------------------------------------------------------------------------------
@@ -259,13 +260,19 @@ class Comparison:
         sets = {"T": self.train, "V": self.validation}
         # Sets are compared at equal size; copies are looked for among all training photos.
         self.rows = [draw_rows(images.n, self.n, self.args.seed) for images in sets.values()]
+        few = draw_rows(self.n, PIECES_SET, self.args.seed)
+        self.piece_rows = [*(rows[few] for rows in self.rows), few]
         self.lists = {name: self.neighbors(name, ["TT", "VV", "TV"], sets, self.train.cache)
                       for name in self.distances}
         self.inception, self.resnet = (
             [images.features[space][rows]
              for images, rows in zip(sets.values(), self.rows, strict=True)]
             for space in ("inception", "resnet"))
-        self.pca = metrics.principal_components(self.resnet[0]) if self.n > 2 else None
+        self.pca = None
+        if self.n > 2:
+            from sklearn.decomposition import PCA  # slow to import
+
+            self.pca = PCA(2, svd_solver="full").fit(self.resnet[0])
 
     def neighbors(self, name, pairs, sets, cache):
         """{pair: Neighbors by a distance} of pairs of sets and the reverse of each.
@@ -280,8 +287,11 @@ class Comparison:
         lists = features.read_cache(path) if space == "lpips" else None
         if lists is None:
             # The samples first: what else is missing of their features comes in the same pass.
+            spaces = {"inception", "resnet", space}
+            if space == "lpips" and self.n <= PIECES_SET:
+                spaces.add("pieces")
             for images in reversed(sets.values()):
-                images.load(["inception", "resnet", space], self.networks)
+                images.load(spaces, self.networks)
             points = {letter: images.features[space] for letter, images in sets.items()}
             lists = {}
             for pair in tqdm(pairs, desc=f"neighbours by {name}", disable=None, leave=False):
@@ -289,6 +299,32 @@ class Comparison:
             if space == "lpips":
                 features.write_cache(path, {pair: tuple(found) for pair, found in lists.items()})
         return {pair: metrics.Neighbors(*found) for pair, found in lists.items()}
+
+    def pieces(self, samples):
+        """[the nearest training photos to each cell of the samples, the nearest validation photos],
+        as Neighbors, cached."""
+        sets = [images.subset(rows) for images, rows in zip(
+            (self.train, self.validation, samples), self.piece_rows, strict=True)]
+        *photo_sets, samples = sets
+        path = features.cache_path(samples.cache, "pieces", [
+            self.networks.keys["pieces"], metrics.NEIGHBORS_KEPT, *(images.key for images in sets)])
+        lists = features.read_cache(path)
+        if lists is None:
+            for images in reversed(sets):
+                images.load(["pieces"], self.networks)
+            lists = []
+            k = min(metrics.NEIGHBORS_KEPT, len(self.piece_rows[0]))
+            for images in photo_sets:
+                photo_cells = images.features["pieces"].to(self.device)
+                bar = tqdm(samples.features["pieces"].split(8), disable=None, leave=False,
+                           desc=f"pieces near {images.name}")
+                parts = [metrics.nearest_pieces(part.flatten(0, 1), photo_cells, k)
+                         for part in bar]
+                distances, indices = map(torch.cat, zip(*parts, strict=True))
+                lists.append((distances.float(), indices.int()))
+            features.write_cache(path, lists)
+        return [metrics.Neighbors(distances.double(), indices.long())
+                for distances, indices in lists]
 
     def real(self):
         """The REAL column: validation photos in the place of samples."""
@@ -316,11 +352,17 @@ class Comparison:
             lists = self.lists[name] | self.neighbors(name, ["FF", "TF", "VF"], sets, samples.cache)
             measures += [metrics.neighbor_measure(lists, [*self.rows, everything[2]], suffix),
                          metrics.copy_measure(lists, everything, suffix)]
-            test = metrics.copies_of_neighbors(lists["FT"], lists["VT"])
+            found, nearest = metrics.copy_test(lists["FT"], lists["VT"]), lists["FT"]
             suspects[name] = [{"sample": i, "name": labels[i],
-                               "photo": self.photo_paths[test.nearest[i]].name,
-                               "distance": test.distances[i].item()} for i in test.indices]
-            self.draw_neighbours(name, column, samples, labels, lists["FT"], test.indices)
+                               "photo": self.photo_paths[nearest.indices[i, 0]].name,
+                               "distance": nearest.distances[i, 0].item()} for i in found]
+            self.draw_neighbours(name, column, samples, labels, nearest, found)
+        if copying := metrics.copying_measure(*self.resnet, samples.features["resnet"]):
+            measures.append(copying)
+        pieces, rows = self.pieces(samples), [torch.arange(len(some)) for some in self.piece_rows]
+        measures.append(metrics.piece_measure(*pieces, rows, features.CELLS**2))
+        self.draw_pieces(column, samples, labels,
+                         *metrics.pieces_of_neighbors(*pieces, *rows, features.CELLS**2))
         references = dict(zip(("train", "validation"), self.inception, strict=True))
         measures += metrics.inception_measures(references, samples.features["inception"])
         bar = tqdm(measures, desc=f"numbers of {column.name}", disable=None, leave=False)
@@ -345,6 +387,28 @@ class Comparison:
         report.neighbours_figure(
             rows, f"{column.name}: nearest training photos by {name}\n{self.caption}",
             self.out / f"neighbours_{name}_{slug(column.name)}.png")
+
+    def draw_pieces(self, column, samples, labels, sides, nearest):
+        """pieces_*.png of a column: the four samples with the most pieces nearer to training, each
+        beside the three photos that most of these come from."""
+        network, figure = self.networks["pieces"], []
+        for i in (sides > 0).sum(1).argsort(descending=True, stable=True)[:4].tolist():
+            nearer, row = sides[i] > 0, self.piece_rows[2][i : i + 1]
+            sample = torch.cat(list(samples.batches(row)))
+            cells, outlined, origins = features.features(sample, network)[0], {}, []
+            for color, (j, count) in enumerate(Counter(nearest[i][nearer].tolist()).most_common(3)):
+                path = self.photo_paths[self.piece_rows[0][j]]
+                photo = torch.tensor(photos.decode(path, self.size, self.fit))[None]
+                own = (nearer & (nearest[i] == j)).nonzero()[:, 0]
+                there = (cells[own] @ features.features(photo, network)[0].T).argmax(1)
+                outlined[color] = own
+                origins.append((f"{path.name[-20:]}: {count}", photo[0], {color: there}))
+            label = f"{labels[row][-20:]}: {nearer.sum()} pieces"
+            figure.append([(label, sample[0], outlined), *origins])
+        report.pieces_figure(
+            figure, features.CELLS, f"{column.name}: pieces that are nearer to a training photo "
+            f"than to any validation photo\n{self.caption}",
+            self.out / f"pieces_{slug(column.name)}.png")
 
     def draw_components(self, name, panels):
         """pca_*.png of a column."""

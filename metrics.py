@@ -3,11 +3,7 @@
     frechet_distance(x, y), interval(frechet_distance, x, y)
 
 Features x, y are float tensors or arrays (n, d). A distance is a function of two blocks of points
-that returns their (n, m) distances; points are anything with a length that slices and indexes. To
-use a known distance matrix again, let the points be its row numbers:
-
-    adversarial_accuracy(rows, columns, distance=lambda i, j: matrix[i][:, j])
-
+that returns their (n, m) distances; points are anything with a length that slices and indexes.
 Everything is computed block by block, so memory stays bounded. Every random draw has a seed of its
 own: the global random state is neither read nor changed.
 """
@@ -36,7 +32,7 @@ def _checked(*sets, least=1):
     return sets
 
 
-# Distances between distributions, and principal components -----------------------------------
+# Distances between distributions -------------------------------------------------------------
 
 
 def frechet_distance(x, y):
@@ -132,33 +128,6 @@ def _mmd(x, y, members):
     return within(x, members[0]) + within(y, members[1]) - 2 * across
 
 
-class PrincipalComponents(NamedTuple):
-    """mean (d,), components (k, d), each one's share of the variance (k,), all float64."""
-
-    mean: Tensor
-    components: Tensor
-    explained: Tensor
-
-    def project(self, x):
-        """Coordinates (n, k) of features x (n, d)."""
-        return (torch.as_tensor(x).double() - self.mean) @ self.components.T
-
-
-def principal_components(train, k=2):
-    """The first k principal components of features train (n, d), to project any others on.
-
-    By singular values; the largest loading of each component is positive, so that panels
-    keep their orientation. Raises ValueError if n <= k.
-    """
-    (train,) = _checked(train, least=k + 1)
-    mean, factor = _gaussian(train)
-    _, values, components = torch.linalg.svd(factor, full_matrices=False)
-    components = components[:k]
-    sign = components.gather(1, components.abs().argmax(1, keepdim=True)).sign()
-    variances = values.square()
-    return PrincipalComponents(mean, components * sign, variances[:k] / variances.sum())
-
-
 # Nearest neighbours --------------------------------------------------------------------------
 
 
@@ -176,7 +145,8 @@ def pairwise_cosine(x, y):
 
 def pairwise_euclidean(x, y):
     """Euclidean distances between rows of x (n, d) and y (m, d): float32 (n, m)."""
-    x, y = x.double(), y.double()  # and rounded at the end, so that equal distances stay equal
+    # Rounded at the end alone, so that equal distances stay equal.
+    x, y = (torch.as_tensor(rows).double() for rows in (x, y))
     squares = x.square().sum(1)[:, None] + y.square().sum(1)
     return squares.addmm_(x, y.T, alpha=-2).clamp_(min=0).sqrt_().float()
 
@@ -189,15 +159,16 @@ class Neighbors(NamedTuple):
     indices: Tensor
 
     def among(self, rows, members):
-        """Distances (len(rows),) of the points `rows` to the nearest among `members` of the set.
+        """(distances, indices) of the points `rows` to the nearest among `members` of the set.
 
         rows, members: index tensors. Infinite where none of the k neighbours is a member: for a
         random half of the set, with k = 32, one time in 4,000,000,000.
         """
         member = torch.zeros(int(max(self.indices.max(), members.max())) + 1, dtype=torch.bool)
         member[members] = True
-        is_member = member[self.indices[rows]]
-        return self.distances[rows].masked_fill(~is_member, torch.inf).min(1).values
+        indices = self.indices[rows]
+        distances, first = self.distances[rows].masked_fill(~member[indices], torch.inf).min(1)
+        return distances, indices.gather(1, first[:, None])[:, 0]
 
 
 def nearest_neighbors(x, y, k, distance=pairwise_cosine, leave_out_self=False):
@@ -323,8 +294,9 @@ def accuracy_of_neighbors(lists, pair, real_rows, fake_rows):
     apart = 0
     for own, other, own_rows, other_rows in ((real, fake, real_rows, fake_rows),
                                              (fake, real, fake_rows, real_rows)):
-        within = lists[own + own].among(own_rows, own_rows) * (1 + TIE)
-        apart += (lists[own + other].among(own_rows, other_rows) > within).sum().item()
+        within, _ = lists[own + own].among(own_rows, own_rows)
+        across, _ = lists[own + other].among(own_rows, other_rows)
+        apart += (across > within * (1 + TIE)).sum().item()
     return apart / (2 * len(real_rows))
 
 
@@ -338,32 +310,136 @@ def privacy_loss(train, validation, fake, distance=pairwise_cosine):
             - adversarial_accuracy(train, fake, distance))
 
 
-class CopyTest(NamedTuple):
-    """Result of copy_test: `indices` of the suspects, nearest first; of every fake point the
-    `distances` (n,) to and the `nearest` (n,) of the training points."""
+def copy_test(fake, validation):
+    """Which fake points are nearer to a training point than unseen photos ever are? Nearest first.
 
-    indices: list[int]
-    distances: Tensor
-    nearest: Tensor
-
-
-def copy_test(fake, train, validation, distance=pairwise_cosine):
-    """Which fake points are nearer to a training point than unseen photos ever are? A CopyTest.
-
-    The suspects are nearer than the 0.01 quantile of the distances of validation points to
-    their nearest training points. By chance, that is a share of 0.01: a larger one, and each
-    suspect beside its neighbour, is what to look at.
+    fake, validation: Neighbors of both among the training points. The suspects are nearer than the
+    0.01 quantile of the validation points. By chance, that is a share of 0.01: a larger one, and
+    each suspect beside its neighbour, is what to look at.
     """
-    return copies_of_neighbors(nearest_neighbors(fake, train, 1, distance),
-                               nearest_neighbors(validation, train, 1, distance))
-
-
-def copies_of_neighbors(fake, validation):
-    """copy_test from the Neighbors of fake and of validation points among the training points."""
-    distances, nearest = fake.distances[:, 0], fake.indices[:, 0]
-    threshold = validation.distances[:, 0].quantile(COPY_QUANTILE).item()
+    distances = fake.distances[:, 0]
     order = distances.argsort(stable=True)
-    return CopyTest(order[distances[order] < threshold].tolist(), distances, nearest)
+    threshold = validation.distances[:, 0].quantile(COPY_QUANTILE)
+    return order[distances[order] < threshold].tolist()
+
+
+def authenticity(train, fake, distance=pairwise_cosine):
+    """AuthPct: the percentage of fake points that are authentic (Alaa et al. 2022, sec. 3.3).
+
+    A fake point is not if it is nearer to its nearest training point than that one is to any other
+    training point. Photos of one kind give 50 to 70, whatever the model; copies give 0. Raises
+    ValueError for fewer than 2 training points.
+    """
+    lists = {"FT": nearest_neighbors(fake, train, 1, distance),
+             "TT": nearest_neighbors(train, train, 1, distance, leave_out_self=True)}
+    return authenticity_of_neighbors(lists, "TF", torch.arange(len(train)),
+                                     torch.arange(len(fake)))
+
+
+def authenticity_of_neighbors(lists, pair, train_rows, fake_rows):
+    """authenticity of some rows, from their known neighbours: see accuracy_of_neighbors."""
+    train, fake = pair
+    own = torch.full((int(train_rows.max()) + 1,), torch.inf, dtype=torch.float64)
+    own[train_rows], _ = lists[train + train].among(train_rows, train_rows)
+    distances, nearest = lists[fake + train].among(fake_rows, train_rows)
+    return 100 * (distances > own[nearest]).double().mean().item()
+
+
+class CopyingScore:
+    """C_T (Meehan et al. 2020) of sets of features (n, d): score() of all or of some rows.
+
+    In each of `cells` cells, made by k-means of the training points, the Mann-Whitney U of fake
+    against validation points' Euclidean distances to the nearest training point there, as a z
+    score; their mean, weighted by the validation points. 0 where fake points are as near as unseen
+    ones, below -3 or so where they are copies, above 3 where they are far. More than `components`
+    dimensions are first projected on as many principal components of train. Cells with fewer than
+    `least` points of either kind are left out.
+    """
+
+    def __init__(self, train, validation, fake, cells=3, components=64, least=20, seed=0):
+        from sklearn.cluster import KMeans  # slow to import
+        from sklearn.decomposition import PCA
+
+        sets = [x.double().numpy() for x in _checked(train, validation, fake, least=cells)]
+        if sets[0].shape[1] > components:
+            project = PCA(min(components, *sets[0].shape), random_state=seed).fit(sets[0]).transform
+            sets = [project(x) for x in sets]
+        kmeans = KMeans(cells, n_init=10, random_state=seed).fit(sets[0])
+        self.cells = [torch.from_numpy(kmeans.predict(x)) for x in sets]
+        train, *others = (torch.column_stack([torch.from_numpy(x), cell])
+                          for x, cell in zip(sets, self.cells, strict=True))
+        self.nearest = [nearest_neighbors(x, train, min(NEIGHBORS_KEPT, len(train)),
+                                          _distance_within_cells) for x in others]
+        self.used = [cell for cell in range(cells)
+                     if all((labels == cell).sum() >= least for labels in self.cells[1:])]
+
+    def score(self, train_rows=None, validation_rows=None, fake_rows=None):
+        """C_T; None if no cell is large enough."""
+        from scipy.stats import rankdata
+
+        rows = [torch.arange(len(labels)) if some is None else some for labels, some in
+                zip(self.cells, (train_rows, validation_rows, fake_rows), strict=True)]
+        distances = [nearest.among(some, rows[0])[0]
+                     for nearest, some in zip(self.nearest, rows[1:], strict=True)]
+        total = weight = 0
+        for cell in self.used:
+            validation, fake = (distance[labels[some] == cell] for distance, labels, some
+                                in zip(distances, self.cells[1:], rows[1:], strict=True))
+            n, m = len(validation), len(fake)
+            if n and m:
+                ranks = rankdata(torch.cat([fake, validation]))
+                u = ranks[:m].sum() - m * (m + 1) / 2
+                z = (u - (n * m / 2 - 0.5)) / (n * m * (n + m + 1) / 12) ** 0.5
+                total, weight = total + n * z, weight + n
+        return float(total / weight) if weight else None
+
+
+def _distance_within_cells(x, y):
+    """Euclidean distances of points whose last coordinate is their cell; infinite to others."""
+    distances = pairwise_euclidean(x[:, :-1], y[:, :-1])
+    return distances.masked_fill_(x[:, -1:] != y[:, -1], torch.inf)
+
+
+# Pieces: cells of images ---------------------------------------------------------------------
+
+DECISIVE = 0.1  # the share of cells that count: most are as near to the one side as to the other
+
+
+def nearest_pieces(cells, photos, k):
+    """The k photos (m, c, d) nearest to each of cells (n, d), each by its nearest cell: Neighbors
+    by 1 - x.y of unit vectors, computed on the photos' device."""
+
+    def distance(x, y):
+        x = x.to(y.device)
+        return torch.cat([1 - (x @ part.flatten(0, 1).T).view(len(x), *part.shape[:2]).amax(2)
+                          for part in y.split(32)], 1).cpu()
+
+    return nearest_neighbors(cells, photos, k, distance)
+
+
+def piece_sides(train, validation):
+    """1 where a cell is nearer to training, -1 where to validation, 0 where that tells little.
+
+    train, validation: distances (n, c) of n samples' c cells to the nearest cell of any photo. Only
+    the tenth of all cells counts at which the two differ most, as a ratio: a choice that favours
+    neither side, so the share of 1 is 0.5 by chance.
+    """
+    ratio = (validation.clamp(1e-6, 2) / train.clamp(1e-6, 2)).log()
+    size, counted = ratio.abs(), max(1, int(DECISIVE * ratio.numel()))
+    least = size.flatten().kthvalue(ratio.numel() - counted + 1).values
+    return (ratio.sign() * (size >= least)).int()
+
+
+def pieces_of_neighbors(train, validation, train_rows, validation_rows, fake_rows, cells):
+    """(sides, photos) of some rows: piece_sides, and each cell's (n, c) nearest training photo.
+
+    train, validation: nearest_pieces of all samples' cells, image after image.
+    """
+    rows = (fake_rows[:, None] * cells + torch.arange(cells)).flatten()
+    to_train, photos = train.among(rows, train_rows)
+    to_validation, _ = validation.among(rows, validation_rows)
+    shape = -1, cells
+    return piece_sides(to_train.view(shape), to_validation.view(shape)), photos.view(shape)
 
 
 # Intervals, and the numbers of a table -------------------------------------------------------
@@ -461,7 +537,7 @@ def neighbor_lists(pair, points, n, distance):
 
 
 def neighbor_measure(lists, rows, suffix=""):
-    """Adversarial accuracies and privacy loss of row numbers of train, validation and samples.
+    """AA on both sides, privacy loss and AuthPct of row numbers of train, validation and samples.
 
     lists: of neighbor_lists, of train T, validation V and samples F.
     """
@@ -470,26 +546,55 @@ def neighbor_measure(lists, rows, suffix=""):
         train = accuracy_of_neighbors(lists, "TF", train_rows, fake_rows)
         test = accuracy_of_neighbors(lists, "VF", validation_rows, fake_rows)
         return {f"aa_train{suffix}": train, f"aa_test{suffix}": test,
-                f"privacy_loss{suffix}": test - train}
+                f"privacy_loss{suffix}": test - train,
+                f"authpct{suffix}": authenticity_of_neighbors(lists, "TF", train_rows, fake_rows)}
 
-    return Measure(accuracies, rows, ([0, 0, -1], [1, 1, 1]))
+    return Measure(accuracies, rows, ([0, 0, -1, 0], [1, 1, 1, 100]))
 
 
 def real_measure(lists, rows, suffix=""):
-    """Adversarial accuracy of row numbers of train and validation, the latter as if samples."""
+    """The same of row numbers of train and validation, the latter as if they were samples."""
 
     def accuracy(*rows):
-        return {f"aa_train{suffix}": accuracy_of_neighbors(lists, "TV", *rows)}
+        return {f"aa_train{suffix}": accuracy_of_neighbors(lists, "TV", *rows),
+                f"authpct{suffix}": authenticity_of_neighbors(lists, "TV", *rows)}
 
-    return Measure(accuracy, rows, (0, 1))
+    return Measure(accuracy, rows, ([0, 0], [1, 100]))
 
 
 def copy_measure(lists, rows, suffix=""):
     """The share of copy_test, of row numbers of all training and validation photos and samples."""
 
     def share(train_rows, validation_rows, fake_rows):
-        threshold = lists["VT"].among(validation_rows, train_rows).quantile(COPY_QUANTILE)
-        nearer = lists["FT"].among(fake_rows, train_rows) < threshold
+        unseen, _ = lists["VT"].among(validation_rows, train_rows)
+        distances, _ = lists["FT"].among(fake_rows, train_rows)
+        nearer = distances < unseen.quantile(COPY_QUANTILE)
         return {f"copies{suffix}": nearer.double().mean().item()}
 
     return Measure(share, rows, (0, 1))
+
+
+def copying_measure(train, validation, fake):
+    """C_T of the directions of features (n, d), as cosine sees them; None if points are too few."""
+    copying = CopyingScore(*(F.normalize(x.double(), dim=1) for x in (train, validation, fake)))
+    n = len(fake)
+
+    def score(*rows):  # a z score grows with the root of n: halves are brought to n
+        return {"ct": copying.score(*rows) * (n / len(rows[0])) ** 0.5}
+
+    return Measure(score, [torch.arange(n)] * 3) if copying.used else None
+
+
+def piece_measure(train, validation, rows, cells):
+    """The share of pieces nearer to training, and the median number of photos that they come from,
+    of row numbers of train, validation and samples."""
+
+    def numbers(*rows):
+        sides, photos = pieces_of_neighbors(train, validation, *rows, cells)
+        nearer = sides > 0
+        counts = [len(found[mine].unique()) for mine, found in zip(nearer, photos, strict=True)
+                  if mine.any()]
+        share = nearer.sum().item() / max(1, sides.count_nonzero().item())
+        return {"pieces": share, "piece_photos": float(np.median(counts or 0))}
+
+    return Measure(numbers, rows, ([0, 0], [1, np.inf]))

@@ -67,6 +67,34 @@ def resnet50_network(weights="pretrained", device="cpu"):
     return _Extractor(net, _prepare_imagenet).to(device)
 
 
+def pieces_network(weights="pretrained", device="cpu"):
+    """What ResNet-50 sees in each cell of uint8 images (n, 3, h, w): unit vectors (n, 196, 128).
+
+    Its second stage's map of the whole image at 224x224, averaged to 14x14 cells, row by row; 512
+    channels projected on 128 random directions, which keep angles (Johnson & Lindenstrauss 1984)
+    and favour no image. The third stage sees more of a cell's surroundings, and pieces less well.
+    weights: as for inception_network. Raises WeightsError.
+    """
+    from torchvision.models import resnet50
+
+    net = _network("resnet50", resnet50, weights)
+    stages = [net.conv1, net.bn1, net.relu, net.maxpool, net.layer1, net.layer2, nn.AvgPool2d(2)]
+    directions = torch.randn(512, 128, generator=torch.Generator().manual_seed(0))
+    return _Extractor(nn.Sequential(*stages, _Cells(directions)), _prepare_imagenet).to(device)
+
+
+class _Cells(nn.Module):
+    """Maps (n, c, h, w) -> projected unit vectors (n, h * w, d)."""
+
+    def __init__(self, directions):
+        super().__init__()
+        self.register_buffer("directions", directions)
+
+    def forward(self, maps):
+        cells = F.normalize(maps.flatten(2).transpose(1, 2), dim=2)
+        return F.normalize(cells @ self.directions, dim=2)
+
+
 def lpips_network(net="alex", weights="pretrained", device="cpu"):
     """The lpips package's module with trunk 'alex', 'vgg' or 'squeeze': two batches of images
     in [-1, 1], (n, 3, h, w) each -> (n, 1, 1, 1) distances.
@@ -267,10 +295,10 @@ _full_precision = torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
 @_full_precision
 @torch.inference_mode()
 def features(images, network, batch_size=32):
-    """Features of uint8 images (n, 3, h, w): a float32 tensor (n, d) on the CPU.
+    """Features of uint8 images (n, 3, h, w): a float32 tensor (n, d) or (n, c, d) on the CPU.
 
-    network: from inception_network or resnet50_network. A row depends on its image alone, up to
-    1e-5 of its size. Raises ValueError for images of another kind.
+    network: from inception_network, resnet50_network or pieces_network. A row depends on its image
+    alone, up to 1e-5 of its size. Raises ValueError for images of another kind.
     """
     device = next(network.parameters()).device
     return torch.cat([network(batch.to(device, non_blocking=True)).float().cpu()
@@ -390,6 +418,8 @@ def pairwise_lpips(x, y, network):
 
 # Features of whole sets, kept on disk --------------------------------------------------------
 
+CELLS = 14  # along a side of an image, of pieces_network
+NOT_KEPT = ("lpips", "pieces")  # a gigabyte for 400 images and 40 MB: their neighbours are kept
 VERSION = 1  # raised when cached values change their meaning: older ones are then computed anew
 
 
@@ -419,7 +449,7 @@ def write_cache(path, value):
 
 
 class FeatureNetworks:
-    """The networks "inception", "resnet" and "lpips", each built when first asked for by [name].
+    """The networks "inception", "resnet", "pieces" and "lpips", each built when first asked for.
 
     keys: {name: what the features depend on besides the images}. lpips: its trunk. lpips_size:
     the side that images are resized to for LPIPS.
@@ -430,9 +460,11 @@ class FeatureNetworks:
         versions = [metadata.version(name) for name in ("torch", "torchvision", "lpips")]
         self.keys = {"inception": [VERSION, weights, versions, resize],
                      "resnet": [VERSION, weights, versions],
+                     "pieces": [VERSION, weights, versions],
                      "lpips": [VERSION, weights, versions, lpips, lpips_size]}
         makers = {"inception": lambda: inception_network(weights, device, resize),
                   "resnet": lambda: resnet50_network(weights, device),
+                  "pieces": lambda: pieces_network(weights, device),
                   "lpips": lambda: lpips_network(lpips, weights, device)}
         self._makers = {name: functools.cache(make) for name, make in makers.items()}
 
@@ -475,8 +507,15 @@ class ImageSet:
         if missing:
             self.features |= self.extract(missing, networks.lpips_size)
         for name in missing:
-            if name != "lpips":  # a gigabyte for 400 images: only its neighbours are kept
+            if name not in NOT_KEPT:
                 write_cache(paths[name], self.features[name])
+
+    def subset(self, rows):
+        """The ImageSet of some rows (in order); itself if they are all."""
+        if len(rows) == self.n:
+            return self
+        return ImageSet(self.name, f"{self.key} {files.sha256(str(rows.tolist()))}", len(rows),
+                        lambda some: self.batches(rows[some]), self.cache)
 
     def extract(self, networks, lpips_size):
         """{name: features} by all of the networks in one pass over the images."""

@@ -13,7 +13,7 @@ import numpy as np
 
 from common import files
 
-ROWS = {  # name in JSON and CSV: (in the table, the ideal, digits; None: 3 in all)
+ROWS = {  # name in JSON and CSV: (in the table, the ideal or None, digits; None: 3 in all)
     "fid_train": ("FID train", 0, 1),
     "fid_validation": ("FID validation", 0, 1),
     "fid_infinity_train": ("FID∞ train", 0, 1),
@@ -28,10 +28,15 @@ ROWS = {  # name in JSON and CSV: (in the table, the ideal, digits; None: 3 in a
     "aa_test": ("AA test", 0.5, 2),
     "privacy_loss": ("privacy loss", 0, 2),
     "copies": ("suspected copies", 0, 2),
+    "authpct": ("AuthPct", None, 0),
+    "ct": ("C_T", 0, 1),
     "aa_train_lpips": ("AA train, LPIPS", 0.5, 2),
     "aa_test_lpips": ("AA test, LPIPS", 0.5, 2),
     "privacy_loss_lpips": ("privacy loss, LPIPS", 0, 2),
     "copies_lpips": ("suspected copies, LPIPS", 0, 2),
+    "authpct_lpips": ("AuthPct, LPIPS", None, 0),
+    "pieces": ("pieces nearer to training", 0.5, 2),
+    "piece_photos": ("photos they come from", None, 0),
 }
 STUDY = [  # published, not ours: 331 images a set at 1024×1024
     {"name": f"published {name}", "kind": "published", "n": 331, **dict(zip(
@@ -65,6 +70,8 @@ def cell(row, result):
 
 def best(row, results):
     """Which columns to set in bold: of two or more that are judged, the nearest to the ideal."""
+    if ROWS[row][1] is None:
+        return set()
     off = {i: abs(rounded(row, result[row])[0] - ROWS[row][1]) for i, result in enumerate(results)
            if result.get(row) is not None and result["kind"] == "judged"}
     return {i for i in off if len(off) > 1 and off[i] < min(off.values()) + 1e-9}
@@ -158,16 +165,40 @@ def neighbours_figure(rows, title, path):
     save_figure(figure, title, path)
 
 
+def pieces_figure(rows, cells, title, path):
+    """A row for each sample: the sample, then photos that its pieces come from.
+
+    rows: lists of (label, uint8 image (3, h, w), {number of a colour: cells to outline in it}); of
+    cells × cells, counted row by row.
+    """
+    from matplotlib.patches import Rectangle
+
+    columns = max(map(len, rows))
+    figure, axes = new_figure(2.6 * columns, 2.8 * len(rows) + 0.6, len(rows), columns)
+    for axis in axes.flat:
+        axis.axis("off")
+    for row_axes, row in zip(axes, rows, strict=True):
+        for axis, (label, image, outlined) in zip(row_axes, row, strict=False):
+            axis.imshow(np.asarray(image).transpose(1, 2, 0))
+            axis.set_title(label, fontsize=9)
+            side = image.shape[-1] / cells
+            for color, places in outlined.items():
+                for i, j in (divmod(int(place), cells) for place in places):
+                    axis.add_patch(Rectangle((j * side - 0.5, i * side - 0.5), side, side,
+                                             edgecolor=f"C{color + 1}", facecolor="none"))
+    save_figure(figure, title, path)
+
+
 def pca_figure(pca, panels, title, path):
     """Panels of two embedding sets each on the axes of the training photos' components.
 
-    pca: metrics.PrincipalComponents. panels: [(subtitle, {label: embeddings (n, d)})].
+    pca: scikit-learn's, of two components. panels: [(subtitle, {label: embeddings (n, d)})].
     """
     figure, axes = new_figure(6 * len(panels), 5, 1, len(panels), sharex=True, sharey=True)
-    explained = " + ".join(f"{100 * share:.1f}%" for share in pca.explained)
+    explained = " + ".join(f"{100 * share:.1f}%" for share in pca.explained_variance_ratio_)
     for axis, (subtitle, sets) in zip(axes[0], panels, strict=True):
         for (label, embeddings), marker in zip(sets.items(), "ox", strict=True):
-            axis.scatter(*pca.project(embeddings).T, s=16, marker=marker, label=label, alpha=0.7)
+            axis.scatter(*pca.transform(embeddings).T, s=16, marker=marker, label=label, alpha=0.7)
         axis.set(title=f"{subtitle}, variance {explained}", xlabel="component 1",
                  ylabel="component 2")
         axis.legend()

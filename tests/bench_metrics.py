@@ -187,9 +187,6 @@ def main(args):
     row("4 nearest neighbours, scikit-learn", lambda: metrics.nearest_neighbors(b, a, 4)[1],
         lambda: model.fit(a.double().numpy()).kneighbors(b.double().numpy())[1],
         reference_repeats=3, relative=False)
-    row("PCA, scikit-learn (explained share)", lambda: metrics.principal_components(a).explained,
-        lambda: sklearn.decomposition.PCA(2, svd_solver="full").fit(
-            a.double().numpy()).explained_variance_ratio_, reference_repeats=3)
 
     for net in ("alex", "squeeze", "vgg")[: args.lpips]:
         module = features.lpips_network(net, "random")

@@ -1,13 +1,18 @@
 """metrics.py against the reference implementations, short definitions and known answers."""
 
+import json
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy
 import torch
 from published import pytorch_fid_distance
 
 import metrics
+
+FIXTURES = Path(__file__).parent / "fixtures"
 
 
 def gaussian(n, d, shift=0.0, scale=1.0, seed=0):
@@ -238,11 +243,98 @@ def test_copy_test_names_the_copies():
     fake = gaussian(200, 20, seed=2)
     fake[[3, 77]] = train[[9, 8]]
     fake[150] = train[5] + 0.01 * gaussian(1, 20, seed=3)[0]
-    result = metrics.copy_test(fake, train, validation)
-    assert result.indices[:3] == [3, 77, 150] and len(result.indices) < 12
-    assert result.nearest[[3, 77, 150]].tolist() == [9, 8, 5]
-    unseen = metrics.nearest_neighbors(validation, train, 1).distances.quantile(0.01)
-    assert sorted(result.indices) == (result.distances < unseen).nonzero().flatten().tolist()
+    near, unseen = (metrics.nearest_neighbors(x, train, 1) for x in (fake, validation))
+    found = metrics.copy_test(near, unseen)
+    assert found[:3] == [3, 77, 150] and len(found) < 12
+    assert near.indices[[3, 77, 150], 0].tolist() == [9, 8, 5]
+    threshold = unseen.distances.quantile(0.01)
+    assert sorted(found) == torch.where(near.distances[:, 0] < threshold)[0].tolist()
+
+
+def memorisation_cases():
+    """The inputs and the published code's results of tests/fixtures/memorisation.json."""
+    for case in json.loads((FIXTURES / "memorisation.json").read_text()):
+        rng, n, d = np.random.RandomState(case["seed"]), case["n"], case["d"]
+        centres = rng.standard_normal((3, d)) * 20
+        train, test, fake = (centres[rng.randint(3, size=n)] + rng.standard_normal((n, d))
+                             for _ in range(3))
+        copied = int(case["copies"] * n)
+        fake[:copied] = train[:copied] + case["spread"] * rng.standard_normal((copied, d))
+        yield train, test, fake, case
+
+
+def test_authenticity_and_copying_score_equal_the_published_code():
+    for train, test, fake, case in memorisation_cases():
+        authentic = metrics.authenticity(train, fake, metrics.pairwise_euclidean)
+        assert authentic == pytest.approx(case["authpct"], rel=1e-6)
+        score = metrics.CopyingScore(train, test, fake)
+        assert score.score() == pytest.approx(case["ct"], abs=1e-6)
+        turned = torch.arange(len(train)).flip(0)
+        assert score.score(turned, turned, turned) == pytest.approx(case["ct"], abs=1e-6)
+
+
+def test_copying_score_of_few_points_and_of_halves():
+    """Cells with fewer than 20 points of either kind count for nothing; halves give z scores that,
+    brought to n, are those of the whole on average."""
+    train, test, fake, _ = list(memorisation_cases())[1]
+    assert metrics.copying_measure(*(torch.from_numpy(x[:50]) for x in (train, test, fake))) is None
+    near = [np.linalg.norm(x - train[:1], axis=1) < 40 for x in (train, test, fake)]  # one cluster
+    one, *_ = (x[inside] for x, inside in zip((train, test, fake), near, strict=True))
+    others = [np.concatenate([x[inside], x[~inside][:15]])
+              for x, inside in zip((test, fake), near[1:], strict=True)]
+    alone = metrics.CopyingScore(train, *others)
+    assert len(alone.used) == 1
+    to_train = [scipy.spatial.distance.cdist(x[: inside.sum()], one).min(1)
+                for x, inside in zip(others, near[1:], strict=True)]
+    m, n = map(len, to_train[::-1])
+    u = scipy.stats.mannwhitneyu(*to_train[::-1]).statistic
+    expected = (u - m * n / 2 + 0.5) / np.sqrt(m * n * (m + n + 1) / 12)
+    assert alone.score() == pytest.approx(expected, abs=1e-6)
+    train, test, fake, _ = next(memorisation_cases())
+    far = fake + np.random.RandomState(0).standard_normal(fake.shape) / 2
+    measure = metrics.copying_measure(*map(torch.from_numpy, (train, test, far)))
+    whole = measure.statistic(*measure.sets)["ct"]
+    halves = [measure.statistic(*(torch.from_numpy(rng.permutation(300)[:150]) for _ in range(3)))
+              for rng in map(np.random.default_rng, range(40))]
+    assert whole > 3 and np.mean([half["ct"] for half in halves]) == pytest.approx(whole, rel=0.1)
+
+
+@pytest.mark.parametrize("block", [2048, 50])
+def test_pieces_equal_their_definition(block, monkeypatch):
+    """Distances, sides and counts by loops; the planted pieces are found where they come from."""
+    monkeypatch.setattr(metrics, "BLOCK", block)
+    train, validation, fake = (torch.nn.functional.normalize(x, dim=2) for x in gaussian(
+        36, 16 * 8).view(3, 12, 16, 8))
+    fake[0, :3], fake[1, 4:6] = train[3, :3], validation[5, 4:6]
+    fake[2, :2], fake[2, 2] = train[7, 2:4], train[8, 9]
+    lists = [metrics.nearest_pieces(fake.flatten(0, 1), photos, 12)
+             for photos in (train, validation)]
+    rows = [torch.tensor([0, 3, 4, 7, 8, 11]), torch.tensor([1, 2, 5, 6, 9, 10]), torch.arange(5)]
+    sides, photos = metrics.pieces_of_neighbors(*lists, *rows, 16)
+    distances = np.array([[[1 - (photo @ cell).max() for photo in (*train, *validation)]
+                           for cell in image] for image in fake[:5]])
+    near = distances[..., rows[0]], distances[..., 12 + rows[1]]
+    ratios = np.log(near[1].min(2).clip(1e-6) / near[0].min(2).clip(1e-6))
+    counted = np.sort(np.abs(ratios).ravel())[-8:]  # a tenth of 80 cells
+    expected = np.where(np.abs(ratios) >= counted[0] * (1 - 1e-3), np.sign(ratios), 0)
+    assert (sides.numpy() == expected).all() and (expected != 0).sum() == 8
+    assert (photos.numpy() == rows[0].numpy()[near[0].argmin(2)]).all()
+    assert photos[0, :3].tolist() == [3, 3, 3] and photos[2, :3].tolist() == [7, 7, 8]
+    measure = metrics.piece_measure(*lists, rows, 16)
+    assert measure.statistic(*rows) == {"pieces": 6 / 8, "piece_photos": 1.5}
+
+
+def test_pieces_of_nothing_copied():
+    """0.5 within the interval, which holds it for 95 draws of 100, and is no wider than it must."""
+    ends = []
+    for seed in range(20):
+        cells = gaussian(90, 9 * 6, seed=seed).view(3, 30, 9, 6)
+        sets = torch.nn.functional.normalize(cells, dim=3)
+        lists = [metrics.nearest_pieces(sets[2].flatten(0, 1), photos, 30) for photos in sets[:2]]
+        measure = metrics.piece_measure(*lists, [torch.arange(30)] * 3, 9)._replace(effort=0.2)
+        ends.append(metrics.numbers([measure], 30)["intervals"]["pieces"])
+    low, high = np.transpose(ends)
+    assert ((low <= 0.5) & (high >= 0.5)).sum() >= 18 and (high - low).mean() < 0.7
 
 
 # The numbers of a table
@@ -261,24 +353,25 @@ def test_numbers_and_intervals_from_lists_equal_those_from_points():
 
     def accuracies(x, y, z):
         aa = [metrics.adversarial_accuracy(x, z), metrics.adversarial_accuracy(y, z)]
-        return [*aa, aa[1] - aa[0]]
+        return [*aa, aa[1] - aa[0], metrics.authenticity(x, z)]
 
     points = t[rows[0]], v[rows[1]], f
-    low, high = metrics.interval(accuracies, *points, bounds=([0, 0, -1], [1, 1, 1]))
-    names = ["aa_train_x", "aa_test_x", "privacy_loss_x"]
+    low, high = metrics.interval(accuracies, *points, bounds=([0, 0, -1, 0], [1, 1, 1, 100]))
+    names = ["aa_train_x", "aa_test_x", "privacy_loss_x", "authpct_x"]
     assert metrics.numbers([metrics.neighbor_measure(lists, rows, "_x")], 60) == {
         "n": 60, **dict(zip(names, accuracies(*points), strict=True)),
         "intervals": dict(zip(names, map(list, zip(low, high, strict=True)), strict=True))}
     real = metrics.numbers([metrics.real_measure(lists, rows[:2])], 60)
     assert real["aa_train"] == metrics.adversarial_accuracy(*points[:2])
+    assert real["authpct"] == metrics.authenticity(*points[:2])
 
     everything = torch.arange(120), torch.arange(90), rows[2]
-    test = metrics.copy_test(f, t, v)
-    listed = metrics.copies_of_neighbors(lists["FT"], lists["VT"])
-    assert listed.indices == test.indices and set(test.indices) >= set(range(20))
+    found = metrics.copy_test(lists["FT"], lists["VT"])
+    assert found == metrics.copy_test(*(metrics.nearest_neighbors(x, t, 1) for x in (f, v)))
+    assert set(found) >= set(range(20))
     copies = metrics.numbers([metrics.copy_measure(lists, everything)], 60)
     low, high = copies["intervals"]["copies"]
-    assert copies["copies"] == pytest.approx(len(test.indices) / 60)
+    assert copies["copies"] == pytest.approx(len(found) / 60)
     assert low < copies["copies"] < high and high - low < 0.35
 
 
@@ -342,19 +435,3 @@ def test_interval_of_several_numbers_bounds_and_seed():
     assert again == (low, high)
     mean = metrics.interval(lambda x: x.mean().item(), gaussian(400, 1), replicates=400)
     assert mean[1] - mean[0] == pytest.approx(2 * 1.96 / 20, rel=0.2)
-
-
-# Principal components
-
-
-def test_principal_components_equal_scikit_learns():
-    decomposition = pytest.importorskip("sklearn.decomposition")
-    x, y = gaussian(50, 8) * torch.arange(1, 9), gaussian(20, 8, seed=1)
-    pca = metrics.principal_components(x)
-    expected = decomposition.PCA(2).fit(x.double().numpy())
-    np.testing.assert_allclose(pca.explained, expected.explained_variance_ratio_, rtol=1e-6)
-    signs = np.sign((pca.components.numpy() * expected.components_).sum(1))
-    np.testing.assert_allclose(pca.project(y), expected.transform(y.double().numpy()) * signs)
-    for seed in range(8):
-        components = metrics.principal_components(gaussian(9, 8, seed=seed)).components
-        assert (components[[0, 1], components.abs().argmax(1)] > 0).all()
