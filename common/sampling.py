@@ -112,7 +112,7 @@ def quasi_newton(pairs, slope):
     return step
 
 
-def recover(generator, photos, distance, steps=50, starts=4, batch_size=32, seed=0, update=None):
+def recover(generator, photos, distance, steps=100, starts=2, batch_size=32, seed=0, update=None):
     """Latents (n, z_dim) of the images nearest to uint8 photos (n, 3, s, s), and their distances.
 
     The recovery of Webster et al. 2019 (arXiv 1901.03396): a generator that comes nearer to
