@@ -1,4 +1,4 @@
-"""From a generator to images: latents by seed and index, a copy to sample from, uint8 samples."""
+"""From a generator to images and back: latents by seed and index, samples, latents of photos."""
 
 import copy
 
@@ -91,3 +91,71 @@ def generate(generator, *z, batch_size=8):
         batch = batch[0] if isinstance(batch, tuple) else batch  # FastGAN gives a small one, too
         images.append(to_uint8(batch).cpu())
     return torch.cat(images)[:n]
+
+
+def quasi_newton(pairs, slope):
+    """Each row's L-BFGS step for slopes (n, d): the two loops of Nocedal 1980.
+
+    pairs, oldest first: moves (n, d), the changes of slope that they made, and 1 over the product
+    of the two (n, 1), which is 0 in rows without one. A row without any pair makes a step of 1.
+    """
+    weights, step, scale = [], -slope, 1 / slope.norm(dim=1, keepdim=True).clamp(min=1e-20)
+    for move, change, inverse in reversed(pairs):
+        weights.append(inverse * (move * step).sum(1, keepdim=True))
+        step = step - weights[-1] * change
+    for _, change, inverse in pairs:  # the newest has the last word
+        newer = 1 / (inverse * change.square().sum(1, keepdim=True))
+        scale = torch.where(inverse > 0, newer, scale)
+    step = scale * step
+    for (move, change, inverse), weight in zip(pairs, reversed(weights), strict=True):
+        step = step + (weight - inverse * (change * step).sum(1, keepdim=True)) * move
+    return step
+
+
+def recover(generator, photos, distance, steps=100, starts=2, batch_size=32, seed=0, update=None):
+    """Latents (n, z_dim) of the images nearest to uint8 photos (n, 3, s, s), and their distances.
+
+    The recovery of Webster et al. 2019 (arXiv 1901.03396): a generator that comes nearer to
+    training than to validation photos holds some of the former by heart. distance(images, targets
+    (b, 3, s, s) in [-1, 1]) -> (b,), with gradients. L-BFGS as there, but each row by itself, for
+    `steps` passes from each of the starts: latents of the seed, the same for every photo. At most
+    max(batch_size, starts) images are on their way at once; update(k) hears of k photos done.
+    Returns float32 on the CPU.
+    """
+    device, z_dim = next(generator.parameters()).device, generator.z_dim
+    first, found = latents(seed, range(starts), z_dim).to(device), []
+
+    def inside(z):
+        # One draw in 400 lies farther out; free latents leave for where no sample comes from.
+        return z * ((z_dim**0.5 + 2) / z.norm(dim=1, keepdim=True)).clamp(max=1)
+
+    @torch.enable_grad()
+    def judge(z, targets):
+        z = z.detach().requires_grad_()
+        images = generator(inside(z))
+        images = images[0] if isinstance(images, tuple) else images
+        # Clamped as pixels are, but with the gradients of what is not.
+        errors = distance(images + (images.clamp(-1, 1) - images).detach(), targets)
+        return errors.detach()[:, None], torch.autograd.grad(errors.sum(), z)[0]
+
+    for part in photos.split(max(1, batch_size // starts)):
+        targets = (part.to(device).float() / 127.5 - 1).repeat_interleave(starts, 0)
+        z, pairs = first.repeat(len(part), 1), []
+        errors, slope = judge(z, targets)
+        step = quasi_newton(pairs, slope)
+        for _ in range(steps - 1):
+            new_errors, new_slope = judge(z + step, targets)
+            better, change = new_errors < errors, new_slope - slope
+            product = (step * change).sum(1, keepdim=True)
+            usable = better & (product > 1e-10 * change.square().sum(1, keepdim=True))
+            pairs = [*pairs, (step, change, torch.where(usable, 1 / product, 0.0))][-5:]
+            z, slope = torch.where(better, z + step, z), torch.where(better, new_slope, slope)
+            errors = torch.where(better, new_errors, errors)
+            # A row whose image came no nearer tries again, less far.
+            step = torch.where(better, quasi_newton(pairs, slope), step / 3)
+        errors, best = errors.view(-1, starts).min(1)
+        z = inside(z).view(-1, starts, z_dim)[torch.arange(len(part)), best]
+        found.append((z.float().cpu(), errors.float().cpu()))
+        if update:
+            update(len(part))
+    return tuple(map(torch.cat, zip(*found, strict=True)))

@@ -1,9 +1,11 @@
 """Latents, the copy to sample from, and images that depend on their latent alone."""
 
+import pytest
 import torch
+from torch import nn
 
 from common import sampling
-from nets import FastGANGenerator
+from nets import DCGANGenerator, FastGANGenerator, GANGenerator, VAEDecoder
 
 
 def test_latents_depend_on_seed_and_index_alone():
@@ -88,3 +90,97 @@ def test_a_style_is_another_latents_excitations():
     for excitation in (generator.se_64, generator.se_128, generator.se_256):
         excitation.register_forward_hook(lambda _, inputs, __: inputs[1])
     assert torch.equal(sampling.generate(generator, z, style), sampling.generate(generator, z))
+
+
+class Linear(nn.Module):
+    """Images (n, 3, 4, 4) = grey + scale · z · matrix, beside a second output as FastGAN's."""
+
+    def __init__(self, scale, z_dim=6):
+        super().__init__()
+        self.z_dim = z_dim
+        seeded = torch.Generator().manual_seed(1)
+        self.matrix = nn.Parameter(scale * torch.randn(z_dim, 48, generator=seeded))
+
+    def forward(self, z):
+        return 0.1 + (z @ self.matrix).view(-1, 3, 4, 4), None
+
+
+def squared(images, targets):
+    return (images - targets).square().mean((1, 2, 3))
+
+
+def noise(n, size, seed=0):
+    """uint8 photos (n, 3, size, size) of noise."""
+    seeded = torch.Generator().manual_seed(seed)
+    return torch.randint(256, (n, 3, size, size), dtype=torch.uint8, generator=seeded)
+
+
+@pytest.mark.parametrize(("model", "config", "steps"), [
+    (GANGenerator, (8, 8), 25), (DCGANGenerator, (16, 8, 4), 25), (VAEDecoder, (32, 8), 25),
+    (FastGANGenerator, (256, 4, 2), 16)])
+def test_a_generators_own_images_are_recovered(model, config, steps):
+    torch.manual_seed(0)
+    generator = sampling.sampling_copy(model(*config))
+    with torch.no_grad():  # the contrast that training would give
+        list(generator.parameters())[-2 if model is VAEDecoder else -1].mul_(4)
+    known = sampling.latents(7, range(2), generator.z_dim)
+    photos = sampling.generate(generator, known)
+    targets = photos / 127.5 - 1
+    z, errors = sampling.recover(generator, photos, squared, steps, starts=steps // 8)
+    assert z.shape == known.shape and errors.shape == (2,)
+    assert z.dtype == errors.dtype == torch.float32
+    assert squared(targets, targets.flip(0)).min() > 0.01
+    assert errors.max() < 1e-5  # half of which is the rounding to uint8
+
+
+def test_recovery_from_a_linear_generator_is_least_squares():
+    generator, photos = Linear(0.1), noise(5, 4) // 16 + 110
+    matrix, targets = generator.matrix.detach(), photos / 127.5 - 1
+    best = torch.linalg.lstsq(matrix.T.double(), (targets.flatten(1) - 0.1).T.double()).solution.T
+    residual = squared(0.1 + (best.float() @ matrix).view(targets.shape), targets)
+    assert best.norm(dim=1).max() < 6**0.5 + 2 and residual.min() > 1e-4
+    z, errors = sampling.recover(generator, photos, squared, steps=20, starts=1)
+    torch.testing.assert_close(errors, residual, atol=1e-7, rtol=1e-4)
+    torch.testing.assert_close(z, best.float(), atol=1e-3, rtol=1e-3)
+
+
+def test_recovered_latents_are_such_as_are_drawn_and_pixels_are_clamped():
+    white = torch.full((1, 3, 4, 4), 255, dtype=torch.uint8)
+    weak = Linear(0.01)
+    weak.matrix.data.abs_()  # the whiter the farther out
+    z, _ = sampling.recover(weak, white, squared, starts=2)
+    torch.testing.assert_close(z.norm(), torch.tensor(6**0.5 + 2), atol=1e-4, rtol=0)
+    strong = Linear(9.0)
+    strong.matrix.data.abs_()
+    assert sampling.recover(strong, white, squared)[1] < 1e-9
+
+
+def test_a_photos_recovery_depends_on_the_photo_and_the_seed_alone():
+    torch.manual_seed(0)
+    generator, photos = sampling.sampling_copy(GANGenerator(8, 6)), noise(5, 8)
+    done, before = [], torch.get_rng_state()
+    z, errors = sampling.recover(generator, photos, squared, 20, update=done.append)
+    assert torch.equal(torch.get_rng_state(), before) and done == [5]
+    torch.manual_seed(1)
+    with torch.no_grad():
+        again = sampling.recover(generator, photos, squared, 20)
+    assert torch.equal(again[0], z) and torch.equal(again[1], errors)
+    for rows, size in ([0, 1, 2, 3, 4], 1), ([0, 1, 2, 3, 4], 12), ([3, 1], 32):
+        _, other = sampling.recover(generator, photos[rows], squared, 20, batch_size=size)
+        torch.testing.assert_close(other, errors[rows], atol=1e-5, rtol=1e-3)
+    assert not torch.equal(sampling.recover(generator, photos, squared, 20, seed=1)[0], z)
+    images = generator(z)
+    torch.testing.assert_close(squared(images, photos / 127.5 - 1), errors)
+
+
+def test_more_steps_and_more_starts_never_make_a_recovery_worse():
+    torch.manual_seed(0)
+    generator, photos = sampling.sampling_copy(GANGenerator(8, 6)), noise(4, 8)
+    errors = [sampling.recover(generator, photos, squared, steps, 2)[1] for steps in (1, 5, 9, 25)]
+    errors.append(sampling.recover(generator, photos, squared, 25, 8)[1])
+    first = generator(sampling.latents(0, range(2), 6))
+    targets = (photos / 127.5 - 1).repeat_interleave(2, 0)
+    start = squared(first.repeat(4, 1, 1, 1), targets).view(4, 2).amin(1)
+    torch.testing.assert_close(errors[0], start)
+    for worse, better in zip(errors, errors[1:], strict=False):
+        assert (better <= worse + 1e-6).all() and better.mean() < worse.mean()
