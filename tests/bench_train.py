@@ -18,12 +18,15 @@ import platform
 import statistics
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from unittest.mock import patch
 
 import torch
+from PIL import Image
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
+from torchvision import transforms
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import published
@@ -90,75 +93,67 @@ class Peak:
 # The steps: [(what is new, precision, function)] ---------------------------------------------
 
 
-def fastgan_steps(args, device):
+def fastgan(args, device):
+    """(networks, a function that gives their Adams, the averaged parameters)."""
     networks = {"generator": nets.FastGANGenerator(args.size, 256, args.features).to(device),
                 "discriminator": nets.FastGANDiscriminator(args.size, args.features).to(device)}
-    adams = {fused: {name: torch.optim.Adam(net.parameters(), 2e-4, (0.5, 0.999), fused=fused,
-                                            capturable=bool(fused))
-                     for name, net in networks.items()} for fused in (None, True)}
     average = [p.detach().clone() for p in networks["generator"].parameters()]
+    return networks, adams_of(networks, True), average
+
+
+def adams_of(networks, fused):
+    return {name: torch.optim.Adam(net.parameters(), 2e-4, (0.5, 0.999), fused=fused,
+                                   capturable=bool(fused)) for name, net in networks.items()}
+
+
+def fastgan_steps(args, device):
+    networks, fused, average = fastgan(args, device)
+    plain_adams = adams_of(networks, None)
     real = torch.rand(args.batch_size, 3, args.size, args.size, device=device) * 2 - 1
     fp32 = devices.Numerics(device, "fp32")
     fast = devices.Numerics(device, args.precision)
     lpips = features.lpips_network("vgg", "random", device)
     with patch.object(features, "lpips_network", lambda *_, **__: lpips):
-        distance, fast_distance = (train_fastgan.perceptual_distance(args.reconstruction, numerics)
+        distance, fast_distance = (train_fastgan.perceptual_distance("lpips", numerics)
                                    for numerics in (fp32, fast))
 
     def plain(x, y):
-        return lpips(x, y).sum() if args.reconstruction == "lpips" else published.published_l1(x, y)
+        return lpips(x, y).sum()
 
     def pairs(xs, ys):
         return sum(map(plain, xs, ys))
 
     def published_way():
-        published.published_step(*networks.values(), *adams[None].values(), average, 0.999, real,
+        published.published_step(*networks.values(), *plain_adams.values(), average, 0.999, real,
                                  plain)
 
-    def ours(numerics, fused, distance, layout):
+    def ours(numerics, adams, distance, layout=False):
         with contextlib.ExitStack() as stack:
             if not layout:
                 stack.enter_context(patch.object(nets, "channels_last", lambda x: x))
                 stack.enter_context(patch.object(nets.GLU, "forward", lambda _, x: F.glu(x, 1)))
-            train_fastgan.train_step(networks, adams[fused], numerics, average, 0.001, real,
-                                     POLICY, distance)
+            train_fastgan.train_step(networks, adams, numerics, average, 0.001, real, POLICY,
+                                     distance)
 
+    name = fast.precision
     rows = [("published way", "fp32", published_way),
-            ("D frozen in G's step, EMA in one", "fp32", lambda: ours(fp32, None, pairs, False)),
+            ("D frozen in G's step, EMA in one", "fp32", partial(ours, fp32, plain_adams, pairs)),
             ("+ perceptual passes batched, their gradients by hand", "fp32",
-             lambda: ours(fp32, None, distance, False)),
-            ("+ fused Adam", "fp32", lambda: ours(fp32, True, distance, False)),
-            (f"+ networks in {fast.precision}", fast.precision,
-             lambda: ours(fast, True, distance, False)),
-            (f"+ perceptual network in {fast.precision}", fast.precision,
-             lambda: ours(fast, True, fast_distance, False)),
-            ("+ channels-last: ours", fast.precision,
-             lambda: ours(fast, True, fast_distance, True))]
-    return rows + compiled_row(args, networks, rows[-1], device)
-
-
-def compiled_row(args, networks, row, device):
-    """[the same step with --compile] where that is asked for; the rows before stay as they are."""
+             partial(ours, fp32, plain_adams, distance)),
+            ("+ fused Adam", "fp32", partial(ours, fp32, fused, distance)),
+            (f"+ networks in {name}", name, partial(ours, fast, fused, distance)),
+            (f"+ perceptual network in {name}", name, partial(ours, fast, fused, fast_distance)),
+            ("+ channels-last: ours", name, partial(ours, fast, fused, fast_distance, True))]
     if not args.compile:
-        return []
+        return rows
     for network in networks.values():
         network.compile(dynamic=False)
-    passes = {module: module._compiled_call_impl for network in networks.values()
-              for module in network.modules()}
-    for module in passes:
-        module._compiled_call_impl = None  # until its turn
-    _, precision, step = row
-
-    def compiled(nothing):
-        for module, compiled_pass in passes.items():
-            module._compiled_call_impl = compiled_pass
-        step()
-        for module in passes:
-            module._compiled_call_impl = None
-        return nothing
-
-    launch = devices.cuda_graph(compiled) if device.type == "cuda" else compiled
-    return [("+ --compile", precision, lambda: launch(torch.zeros((), device=device)))]
+    _, precision, step = rows[-1]
+    graph = devices.cuda_graph if device.type == "cuda" else lambda step: step
+    compiled = graph(lambda nothing: step() or nothing)
+    eager = torch.compiler.set_stance("force_eager")
+    return [*((name, precision, eager(step)) for name, precision, step in rows),
+            ("+ --compile", precision, lambda: compiled(torch.zeros((), device=device)))]
 
 
 def other_steps(args, device):
@@ -173,8 +168,7 @@ def other_steps(args, device):
     else:
         networks = {"generator": nets.DCGANGenerator(args.size, features=args.features).to(device),
                     "discriminator": nets.DCGANDiscriminator(args.size, args.features).to(device)}
-    adams = {fused: {name: torch.optim.Adam(net.parameters(), 2e-4, (0.5, 0.999), fused=fused)
-                     for name, net in networks.items()} for fused in (None, True)}
+    plain_adams, fused = adams_of(networks, None), adams_of(networks, True)
 
     def laid_out(layout):
         for network in networks.values():
@@ -185,18 +179,18 @@ def other_steps(args, device):
     def plain(real=photos):
         laid_out(torch.contiguous_format)
         if args.model == "vae":
-            published.plain_vae_step(*networks.values(), *adams[None].values(), real, 0.00025)
+            published.plain_vae_step(*networks.values(), *plain_adams.values(), real, 0.00025)
         else:
-            published.plain_gan_step(*networks.values(), *adams[None].values(), real)
+            published.plain_gan_step(*networks.values(), *plain_adams.values(), real)
 
     def ours(numerics, real=photos):
         laid_out(numerics.layout)
         if args.model == "vae":
-            train_vae.train_step(networks["vae"], adams[True]["vae"], numerics, real, 0.00025)
+            train_vae.train_step(networks["vae"], fused["vae"], numerics, real, 0.00025)
         elif args.model == "gan":
-            train_gan.train_step(networks, adams[True], numerics, real)
+            train_gan.train_step(networks, fused, numerics, real)
         else:
-            train_dcgan.train_step(networks, adams[True], numerics, real, [])
+            train_dcgan.train_step(networks, fused, numerics, real, [])
 
     fp32 = devices.Numerics(device, "fp32")
     fast = devices.Numerics(device, args.precision)
@@ -240,20 +234,17 @@ class Photos(torch.utils.data.Dataset):
     """As the tutorials read them: decoded and resized whenever they are asked for."""
 
     def __init__(self, files, size, fit):
-        from torchvision import transforms
-
-        resize = ([transforms.Resize(size), transforms.CenterCrop(size)] if fit == "crop"
-                  else [transforms.Resize((size, size))])
         self.files = files
-        self.transform = transforms.Compose([*resize, transforms.ToTensor(),
-                                             transforms.Normalize([0.5] * 3, [0.5] * 3)])
+        whole = [transforms.Resize((size, size))]
+        middle = [transforms.Resize(size), transforms.CenterCrop(size)]
+        self.transform = transforms.Compose([
+            *(middle if fit == "crop" else whole), transforms.ToTensor(),
+            transforms.Normalize([0.5] * 3, [0.5] * 3)])
 
     def __len__(self):
         return len(self.files)
 
     def __getitem__(self, i):
-        from PIL import Image
-
         return self.transform(Image.open(self.files[i]).convert("RGB"))
 
 
@@ -307,12 +298,7 @@ def loss_curves(args, device, seeds=3, windows=4):
     for (name, found), seed in itertools.product(rows.items(), range(seeds)):
         torch.manual_seed(seed)
         numerics = devices.Numerics(device, args.precision if name != "ours, float32" else "fp32")
-        networks = {"generator": nets.FastGANGenerator(args.size, 256, args.features).to(device),
-                    "discriminator": nets.FastGANDiscriminator(args.size,
-                                                               args.features).to(device)}
-        adams = {name: torch.optim.Adam(net.parameters(), 2e-4, (0.5, 0.999), fused=True)
-                 for name, net in networks.items()}
-        average = [p.detach().clone() for p in networks["generator"].parameters()]
+        networks, adams, average = fastgan(args, device)
         distance = train_fastgan.perceptual_distance("l1", numerics)
         losses = []
         for step in range(args.curves):
@@ -363,7 +349,6 @@ if __name__ == "__main__":
     parser.add_argument("--steps", type=int, default=5, help="or epochs, with --epochs")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--precision", default="auto")
-    parser.add_argument("--reconstruction", choices=["lpips", "l1"], default="lpips")
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--epochs", action="store_true", help="with the photos of --data")
     parser.add_argument("--curves", type=int, help="so many steps of FastGAN, L1")

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny
 import torch
 from conftest import ROOT, digest
 from PIL import Image
@@ -19,14 +20,9 @@ import evaluate
 from common import checkpoints
 
 FIXTURES = Path(__file__).parent / "fixtures"
-TINY = {  # arguments, option and number of all steps, where to stop; steps a checkpoint, grid, row
-    "gan": (["--size", 8, "--z-dim", 4], "--epochs", 24, 13, (7, 12, 2)),
-    "dcgan": (["--size", 8, "--features", 4, "--z-dim", 4, "--augment", "color,translation"],
-              "--epochs", 24, 13, (7, 12, 2)),
-    "vae": (["--size", 32, "--latent", 4, "--lr-decay", 0.9], "--epochs", 9, 5, (4, 5, 2)),
-    "fastgan": (["--size", 256, "--features", 2, "--z-dim", 8, "--reconstruction", "l1"], "--iters",
-                5, 3, (3, 3, 2)),
-}
+PLANS = {  # number of all steps, where to stop; steps a checkpoint, grid, row
+    "gan": (24, 13, (7, 12, 2)), "dcgan": (24, 13, (7, 12, 2)), "vae": (9, 5, (4, 5, 2)),
+    "fastgan": (5, 3, (3, 3, 2))}
 STATE = ("networks", "sampler", "optimizers", "scaler", "skipped", "random", "others", "data",
          "step", "iteration", "logged", "seen", "taken", "losses")
 
@@ -36,23 +32,21 @@ class Case:
 
     def __init__(self, launch, data, model, precision, folder):
         self.launch, self.model, self.folder = launch, model, folder
-        options, self.steps, self.total, self.stop, every = TINY[model]
-        names = ("--ckpt-every", "--sample-every", "--log-every")
-        self.options = [*options, "--data", data, "--precision", precision, "--device", "cpu",
-                        "--batch-size", 2,
-                        *(item for pair in zip(names, every, strict=True) for item in pair)]
+        self.total, self.stop, (checkpoint, grid, row) = PLANS[model]
+        self.options = [*tiny.ARGUMENTS[model], "--data", data, "--precision", precision,
+                        "--device", "cpu", "--batch-size", 2, "--ckpt-every", checkpoint,
+                        "--sample-every", grid, "--log-every", row]
 
     def start(self, *arguments, total=None, **how):
-        return self.launch(f"train_{self.model}.py", *arguments, self.steps, total or self.total,
-                           cwd=self.folder, **how)
+        return self.launch(f"train_{self.model}.py", *arguments, tiny.STEPS[self.model],
+                           total or self.total, cwd=self.folder, **how)
 
     def new(self, name, total=None, **how):
         return self.start(*self.options, "--name", name, total=total, **how)
 
     def finish(self, process):
-        assert process.wait() == 0, process.stderr
-        complaints = [line for line in process.stderr.splitlines() if "hardly trained" not in line]
-        assert not complaints
+        lines = process.finish().stderr.splitlines()
+        assert all("hardly trained" in line for line in lines), lines
 
     def check_stopped(self, process):
         assert process.code in (128 + signal.SIGTERM, 128 + signal.SIGINT), process.stderr
@@ -66,7 +60,7 @@ def whole(launch, data, model, precision, folder):
     return case
 
 
-@pytest.fixture(scope="module", params=TINY)
+@pytest.fixture(scope="module", params=tiny.SIZES)
 def case(request, launch, bedrooms, tmp_path_factory):
     return whole(launch, bedrooms, request.param, "fp32", tmp_path_factory.mktemp("resume"))
 
@@ -224,9 +218,8 @@ def test_a_checkpoint_of_format_1_goes_on(launch, tmp_path):
         Image.fromarray(pixels).save(tmp_path / "photos" / f"{i}.png")
     old = checkpoints.read(FIXTURES / "dcgan_format1.pth")
     assert old["format"] == 1 and old["step"] == 3 and old["iteration"] == 6
-    process = launch("train_dcgan.py", "--resume", FIXTURES / "dcgan_format1.pth", "--name", "run",
-                     "--data", "photos", "--epochs", 4, "--lr", 1e-6, cwd=tmp_path)
-    assert process.wait() == 0, process.stderr
+    launch("train_dcgan.py", "--resume", FIXTURES / "dcgan_format1.pth", "--name", "run",
+           "--data", "photos", "--epochs", 4, "--lr", 1e-6, cwd=tmp_path).finish()
     new = checkpoints.read(tmp_path / "runs" / "run" / "ckpt_000004.pth")
     assert new["format"] == 2 and new["iteration"] == 8
     assert new["optimizers"]["generator"]["state"][0]["step"] == 8
