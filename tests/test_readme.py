@@ -32,7 +32,7 @@ SMALL = {
     "train_vae.py": "--size 32 --latent 8 --batch-size 4 --epochs 1",
     "train_fastgan.py": "--size 256 --features 4 --batch-size 2 --iters 2 --reconstruction l1",
     "train_fastgan.py --resume": "--iters 3",
-    "evaluate.py": "--weights random --n 4",
+    "evaluate.py": "--weights random --n 2 --lpips-size 64",
 }
 
 
@@ -89,16 +89,21 @@ def clone(bedrooms, tmp_path):
 
 @pytest.mark.parametrize("block", RUN, ids=range(len(RUN)))
 def test_a_block_runs(clone, launch, block):
-    """Training scripts in forks, which spares importing torch for each; the others as they are."""
+    """Evaluations of runs, and training, in forks, which spare importing torch and making random
+    networks for each; the rest as it is, evaluate.py --samples among it."""
     cases = "".join(f'"{name}"*) set -- "$@" {flags} ;;\n'
                     for name, flags in reversed(SMALL.items()))
     pipes = [pipe.fileno() for pipe in (launch.requests, launch.answers)]
-    forked = f'"{forks.__file__}" {pipes[0]} {pipes[1]}'
     shim = clone / "bin" / "python"
     shim.parent.mkdir()
-    shim.write_text(f'#!/bin/sh\ncase "$1 $2" in\n{cases}esac\n'
-                    f'case "$1" in train_*) set -- {forked} "$@" ;; esac\n'
-                    f'exec "{sys.executable}" "$@"\n')
+    shim.write_text(f'''#!/bin/sh
+        case "$1 $2" in {cases} esac
+        case "$1 $2" in
+            train_*|"evaluate.py --ckpt"|"evaluate.py --run")
+                set -- "{forks.__file__}" {pipes[0]} {pipes[1]} "$@" ;;
+        esac
+        exec "{sys.executable}" "$@"
+        ''')
     shim.chmod(0o755)
     environment = {**os.environ, "HOME": str(clone), "PATH": f"{shim.parent}:{os.environ['PATH']}"}
     lines = [line for line in block.splitlines() if not any(words in line for words in TOO_LONG)]
