@@ -23,23 +23,21 @@ from pathlib import Path
 from unittest.mock import patch
 
 import torch
-from PIL import Image
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
-from torchvision import transforms
+from torchvision import datasets, transforms
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import published
+import tiny
 
 import nets
-import train_dcgan
 import train_fastgan
-import train_gan
-import train_vae
 from common import devices, features, photos
 
 POLICY = ["color", "translation"]
-STUDY = {"fastgan": (256, 8), "gan": (28, 128), "dcgan": (64, 128), "vae": (256, 8)}
+STUDY = {"fastgan": (256, 256, 8), "gan": (28, 50, 128), "dcgan": (64, 100, 128),
+         "vae": (256, 512, 8)}  # size, length of a latent, batch size
 
 
 # Measuring -----------------------------------------------------------------------------------
@@ -93,12 +91,10 @@ class Peak:
 # The steps: [(what is new, precision, function)] ---------------------------------------------
 
 
-def fastgan(args, device):
-    """(networks, a function that gives their Adams, the averaged parameters)."""
-    networks = {"generator": nets.FastGANGenerator(args.size, 256, args.features).to(device),
-                "discriminator": nets.FastGANDiscriminator(args.size, args.features).to(device)}
-    average = [p.detach().clone() for p in networks["generator"].parameters()]
-    return networks, adams_of(networks, True), average
+def networks_of(args, device, seed=0):
+    z_dim = STUDY[args.model][1]
+    networks = tiny.networks(args.model, args.size, z_dim, args.features, seed)
+    return {name: network.to(device) for name, network in networks.items()}
 
 
 def adams_of(networks, fused):
@@ -107,9 +103,10 @@ def adams_of(networks, fused):
 
 
 def fastgan_steps(args, device):
-    networks, fused, average = fastgan(args, device)
-    plain_adams = adams_of(networks, None)
-    real = torch.rand(args.batch_size, 3, args.size, args.size, device=device) * 2 - 1
+    networks = networks_of(args, device)
+    real = tiny.photos(args.model, args.batch_size, args.size).to(device)
+    plain_adams, fused = adams_of(networks, None), adams_of(networks, True)
+    average = [p.detach().clone() for p in networks["generator"].parameters()]
     fp32 = devices.Numerics(device, "fp32")
     fast = devices.Numerics(device, args.precision)
     lpips = features.lpips_network("vgg", "random", device)
@@ -158,45 +155,27 @@ def fastgan_steps(args, device):
 
 def other_steps(args, device):
     """The plain tutorial's step, ours in float32, and ours."""
-    torch.manual_seed(0)
-    if args.model == "vae":
-        vae = nets.VAE(args.size, 512).to(device)
-        networks = {"vae": vae}
-    elif args.model == "gan":
-        networks = {"generator": nets.GANGenerator(args.size).to(device),
-                    "discriminator": nets.GANDiscriminator(args.size).to(device)}
-    else:
-        networks = {"generator": nets.DCGANGenerator(args.size, features=args.features).to(device),
-                    "discriminator": nets.DCGANDiscriminator(args.size, args.features).to(device)}
+    networks = networks_of(args, device)
+    photos = tiny.photos(args.model, args.batch_size, args.size).to(device)
     plain_adams, fused = adams_of(networks, None), adams_of(networks, True)
 
-    def laid_out(layout):
+    def plain(real):
+        if args.model == "vae":
+            return published.plain_vae_step(*networks.values(), *plain_adams.values(), real, 1)
+        return published.plain_gan_step(*networks.values(), *plain_adams.values(), real)
+
+    def laid_out(layout, step, real=photos):
         for network in networks.values():
             network.to(memory_format=layout)
+        step(real)
 
-    photos = torch.rand(args.batch_size, 3, args.size, args.size, device=device) * 2 - 1
-
-    def plain(real=photos):
-        laid_out(torch.contiguous_format)
-        if args.model == "vae":
-            published.plain_vae_step(*networks.values(), *plain_adams.values(), real, 0.00025)
-        else:
-            published.plain_gan_step(*networks.values(), *plain_adams.values(), real)
-
-    def ours(numerics, real=photos):
-        laid_out(numerics.layout)
-        if args.model == "vae":
-            train_vae.train_step(networks["vae"], fused["vae"], numerics, real, 0.00025)
-        elif args.model == "gan":
-            train_gan.train_step(networks, fused, numerics, real)
-        else:
-            train_dcgan.train_step(networks, fused, numerics, real, [])
-
-    fp32 = devices.Numerics(device, "fp32")
-    fast = devices.Numerics(device, args.precision)
-    return [("plain way", "fp32", plain),
-            ("ours, float32", "fp32", lambda real=photos: ours(fp32, real)),
-            (f"ours, {fast.precision}", fast.precision, lambda real=photos: ours(fast, real))]
+    rows = [("plain way", "fp32", partial(laid_out, torch.contiguous_format, plain))]
+    for name, precision in (("float32", "fp32"), (None, args.precision)):
+        numerics = devices.Numerics(device, precision)
+        step, _ = tiny.training(args.model, networks, fused, numerics)
+        rows.append((f"ours, {name or numerics.precision}", numerics.precision,
+                     partial(laid_out, numerics.layout, step)))
+    return rows
 
 
 def step_table(args, device):
@@ -230,22 +209,15 @@ def step_table(args, device):
 # With the photos -----------------------------------------------------------------------------
 
 
-class Photos(torch.utils.data.Dataset):
-    """As the tutorials read them: decoded and resized whenever they are asked for."""
-
-    def __init__(self, files, size, fit):
-        self.files = files
-        whole = [transforms.Resize((size, size))]
-        middle = [transforms.Resize(size), transforms.CenterCrop(size)]
-        self.transform = transforms.Compose([
-            *(middle if fit == "crop" else whole), transforms.ToTensor(),
-            transforms.Normalize([0.5] * 3, [0.5] * 3)])
-
-    def __len__(self):
-        return len(self.files)
-
-    def __getitem__(self, i):
-        return self.transform(Image.open(self.files[i]).convert("RGB"))
+def tutorial_loader(args, files, fit):
+    """Photos decoded and resized whenever they are asked for, by two workers."""
+    whole = [transforms.Resize((args.size, args.size))]
+    middle = [transforms.Resize(args.size), transforms.CenterCrop(args.size)]
+    transform = transforms.Compose([*(middle if fit == "crop" else whole), transforms.ToTensor(),
+                                    transforms.Normalize([0.5] * 3, [0.5] * 3)])
+    folder = datasets.ImageFolder(args.data, transform, allow_empty=True,
+                                  is_valid_file=lambda path: Path(path) in files)
+    return torch.utils.data.DataLoader(folder, args.batch_size, shuffle=True, num_workers=2)
 
 
 def epoch_table(args, device):
@@ -255,16 +227,15 @@ def epoch_table(args, device):
     start = time.perf_counter()
     images = photos.decode_all(files, args.size, fit).to(device)
     cached = time.perf_counter() - start
-    loader = torch.utils.data.DataLoader(Photos(files, args.size, fit), args.batch_size,
-                                         shuffle=True, num_workers=2)
+    loader = tutorial_loader(args, files, fit)
     (_, _, plain), _, (name, _, ours), *_ = other_steps(args, device)
 
     def alone():
-        for batch in loader:
+        for batch, _ in loader:
             batch.to(device)
 
     def tutorial():
-        for batch in loader:
+        for batch, _ in loader:
             plain(batch.to(device))
 
     def batches():
@@ -296,9 +267,10 @@ def loss_curves(args, device, seeds=3, windows=4):
     images, _ = photos.load_images(args.data, "train", args.size)
     rows = {"published way": [], "ours, float32": [], f"ours, {args.precision}": []}
     for (name, found), seed in itertools.product(rows.items(), range(seeds)):
-        torch.manual_seed(seed)
         numerics = devices.Numerics(device, args.precision if name != "ours, float32" else "fp32")
-        networks, adams, average = fastgan(args, device)
+        networks = networks_of(args, device, seed)
+        adams = adams_of(networks, True)
+        average = [p.detach().clone() for p in networks["generator"].parameters()]
         distance = train_fastgan.perceptual_distance("l1", numerics)
         losses = []
         for step in range(args.curves):
@@ -326,7 +298,7 @@ def loss_curves(args, device, seeds=3, windows=4):
 def main(args):
     torch.manual_seed(0)
     device = devices.choose_device(args.device)
-    size, batch_size = STUDY[args.model]
+    size, _, batch_size = STUDY[args.model]
     args.size, args.batch_size = args.size or size, args.batch_size or batch_size
     cpu = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line]
     name = (torch.cuda.get_device_name(device) if device.type == "cuda"

@@ -174,17 +174,10 @@ def test_two_nodes_are_two_processes(whole_runs, bedrooms, tmp_path):
 
 def workers(launcher):
     """{rank: process id} of a torchrun's processes."""
-    found = {}
-    for path in Path("/proc").glob("[0-9]*"):
-        try:
-            parent = int((path / "stat").read_text().rsplit(")", 1)[1].split()[1])
-            if parent == launcher:
-                entries = (path / "environ").read_bytes().split(b"\0")
-                (rank,) = [int(entry[5:]) for entry in entries if entry.startswith(b"RANK=")]
-                found[rank] = int(path.name)
-        except (OSError, ValueError):
-            continue  # it has just ended, or not yet begun
-    return found
+    children = Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split()
+    environments = {int(pid): Path(f"/proc/{pid}/environ").read_bytes() for pid in children}
+    return {int(text.split(b"\0RANK=")[1].split(b"\0")[0]): pid
+            for pid, text in environments.items()}
 
 
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="reads /proc")

@@ -1,4 +1,4 @@
-"""Every model at its smallest: arguments of its script, its networks, and a step of them."""
+"""Every model, small unless told otherwise: its script's arguments, networks, a step of them."""
 
 import torch
 
@@ -18,20 +18,23 @@ ARGUMENTS = {
 STEPS = {"gan": "--epochs", "dcgan": "--epochs", "vae": "--epochs", "fastgan": "--iters"}
 
 
-def networks(model, seed=0):
+def networks(model, size=None, z_dim=16, features=4, seed=0):
     torch.manual_seed(seed)
+    size = size or SIZES[model]
     if model == "vae":
-        return {"vae": nets.VAE(32, 8)}
-    generator, discriminator, *features = {
+        return {"vae": nets.VAE(size, z_dim)}
+    width = () if model == "gan" else (features,)
+    generator, discriminator = {
         "gan": (nets.GANGenerator, nets.GANDiscriminator),
-        "dcgan": (nets.DCGANGenerator, nets.DCGANDiscriminator, 4),
-        "fastgan": (nets.FastGANGenerator, nets.FastGANDiscriminator, 4)}[model]
-    return {"generator": generator(SIZES[model], 16, *features),
-            "discriminator": discriminator(SIZES[model], *features)}
+        "dcgan": (nets.DCGANGenerator, nets.DCGANDiscriminator),
+        "fastgan": (nets.FastGANGenerator, nets.FastGANDiscriminator)}[model]
+    return {"generator": generator(size, z_dim, *width),
+            "discriminator": discriminator(size, *width)}
 
 
-def photos(model, n):
-    return torch.rand(n, 3, SIZES[model], SIZES[model]) * 2 - 1
+def photos(model, n, size=None):
+    size = size or SIZES[model]
+    return torch.rand(n, 3, size, size) * 2 - 1
 
 
 def training(model, networks, optimizers, numerics, policy=(), distance=None):
