@@ -108,12 +108,13 @@ def test_a_checkpoint_that_was_moved_goes_on_elsewhere(case):
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_stopped_within_epochs(case, launch, bedrooms, tmp_path, precision):
-    """Between batches, after the last one, at an epoch's end, while the VAE validates, ..."""
+    """Between batches, after the last one, at an epoch's end, while the VAE validates, ...; once
+    in bf16, where Adam's state has another layout."""
     if precision == "bf16":
         case = whole(launch, bedrooms, case.model, precision, tmp_path)
     run, positions = case.folder / "runs" / "within", []
     process = case.new("within", stop_at=1)
-    for asked in (2, 1, 5, 3, 99):
+    for asked in (2, 1, 5, 3, 99) if precision == "fp32" else (99,):
         assert process.wait() in (128 + signal.SIGTERM, 128 + signal.SIGINT), process.stderr
         assert "stopped by a signal; --resume" in process.stderr.splitlines()[-1]
         saved = checkpoints.read(checkpoints.find_all(run)[-1])
@@ -122,14 +123,15 @@ def test_stopped_within_epochs(case, launch, bedrooms, tmp_path, precision):
         if case.model == "fastgan" and asked == 5:  # it asks once a step: two are left
             break
     case.finish(process)
-    assert positions == {"fastgan": [(1, 0), (3, 0), (4, 0)],
-                         "vae": [(1, 2), (1, 6), (1, 0), (2, 6), (2, 6)]}.get(
+    expected = {"fastgan": [(1, 0), (3, 0), (4, 0)],
+                "vae": [(1, 2), (1, 6), (1, 0), (2, 6), (2, 6)]}.get(
         case.model, [(1, 2), (1, 6), (1, 0), (3, 2), (3, 0)])
+    assert positions == (expected if precision == "fp32" else expected[:1])
     assert_same(case.folder / "runs" / "whole", run, case.total)
 
 
 @pytest.mark.parametrize(("model", "kills"), [
-    ("dcgan", 30), ("gan", 6), ("vae", 6), ("fastgan", 3),
+    ("dcgan", 30), ("gan", 6), ("vae", 4), ("fastgan", 3),
     pytest.param("dcgan", 200, marks=pytest.mark.long)])
 def test_killed_at_any_moment(launch, bedrooms, tmp_path, model, kills):
     """At most the steps since the last checkpoint are lost, and the end is the same. One in four

@@ -18,8 +18,8 @@ from test_resume import assert_same, newest, rows
 from common import checkpoints, photos
 from common.run import Run, append_row, new_folder, plot_losses, truncate_log
 
-TINY = ["train_dcgan.py", *tiny.ARGUMENTS["dcgan"], "--batch-size", 4, "--device", "cpu",
-        "--precision", "fp32"]
+TINY = ["train_dcgan.py", *tiny.ARGUMENTS["dcgan"], "--augment", "none", "--batch-size", 4,
+        "--device", "cpu", "--precision", "fp32"]
 
 @pytest.fixture(scope="module")
 def data(bedrooms, tmp_path_factory):
@@ -261,20 +261,21 @@ def test_one_photo_is_enough(launch, data, tmp_path, model):
 
 
 def test_memory_and_file_handles_of_a_long_run(launch, data, tmp_path):
-    """As much at step 2,000 as at step 200, with rows, grids and checkpoints on the way."""
-    process = launch(*TINY, "--data", data, "--epochs", 2010, "--ckpt-every", 100, "--keep", 2,
-                     "--sample-every", 200, "--log-every", 1, "--name", "run", cwd=tmp_path)
+    """As much at step 1,100 as at step 200, with rows, grids and checkpoints on the way."""
+    process = launch(*TINY, "--data", data, "--epochs", 1110, "--ckpt-every", 50, "--keep", 2,
+                     "--sample-every", 100, "--log-every", 1, "--name", "run", cwd=tmp_path)
     log, seen = tmp_path / "runs" / "run" / "log.csv", []
-    for step in (205, 2005):
+    for step in (205, 1105):
         assert process.wait(lambda step=step: log.exists()
-                            and log.read_text().count("\n") > step, seconds=240) is None
+                            and log.read_text().count("\n") > step) is None
         os.kill(process.pid, signal.SIGSTOP)
         with open(f"/proc/{process.pid}/statm") as statm:
             resident = int(statm.read().split()[1]) * resource.getpagesize()
         seen.append((resident, len(os.listdir(f"/proc/{process.pid}/fd"))))
         os.kill(process.pid, signal.SIGCONT)
     (early, few), (late, many) = seen
-    assert process.wait() == 0, process.stderr
-    assert late - early < 6 * 2**20, (early, late)
+    process.finish()
+    print("grew by", late - early)
+    assert late - early < 3 * 2**20, (early, late)
     assert many <= few + 1  # a file may be open just then
     assert len(checkpoints.find_all(log.parent)) == 2
