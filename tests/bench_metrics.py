@@ -31,23 +31,18 @@ from cleanfid.resize import build_resizer
 from torch_fidelity.metric_kid import kid_features_to_metric
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from bench_train import Peak
 from published import pytorch_fid_distance
 
 import metrics
 from common import features, photos
 
+CPU = torch.device("cpu")
+
 
 def drawn(n, size, seed):
     coarse = torch.rand(n, 3, 9, 9, generator=torch.Generator().manual_seed(seed)) * 255
     return F.interpolate(coarse, size=(size, size), mode="bicubic").clamp(0, 255).byte()
-
-
-def peak_mb():
-    """Peak memory since the last reset, on Linux; 0 elsewhere."""
-    with contextlib.suppress(OSError):
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) / 1024
-    return 0.0
 
 
 def timed(function, repeats):
@@ -63,9 +58,9 @@ def timed(function, repeats):
 
 def row(name, ours, reference, repeats=3, reference_repeats=1, scale=1.0, relative=True):
     """Time both and print a line. reference runs 1 / scale of the work and is compared alone."""
-    reset_peak()
+    peak = Peak(CPU)
     result, seconds = timed(ours, repeats)
-    peak = peak_mb()
+    peak_mb = 1024 * peak.read()
     expected, reference_seconds = timed(reference, reference_repeats)
     reference_seconds *= scale
     expected = np.asarray(expected, dtype=float)
@@ -74,18 +69,13 @@ def row(name, ours, reference, repeats=3, reference_repeats=1, scale=1.0, relati
     approximately = "~" if scale != 1 else ""
     print(f"| {name} | {seconds:.4g} | {approximately}{reference_seconds:.4g} | "
           f"{approximately}{reference_seconds / seconds:.3g} | "
-          f"{difference:.1e} {'rel' if relative else 'abs'} | {peak:,.0f} MB |", flush=True)
+          f"{difference:.1e} {'rel' if relative else 'abs'} | {peak_mb:,.0f} MB |", flush=True)
     return result
 
 
 def gaussian_pair(n, d=2048):
     generator = torch.Generator().manual_seed(n)
     return torch.randn(n, d, generator=generator), torch.randn(n, d, generator=generator) + 0.1
-
-
-def reset_peak():
-    with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
 
 
 def scaling():
@@ -102,13 +92,13 @@ def scaling():
         "32 neighbours, both ways": partial(metrics.mutual_neighbors, k=32),
     }
     print("| metric | n a side | s | peak | of it features |\n| --- | ---: | ---: | ---: | ---: |")
-    print(f"| before | – | – | {peak_mb():,.0f} MB | – |")
+    print(f"| before | – | – | {1024 * Peak(CPU).read():,.0f} MB | – |")
     for n in (2500, 5000, 10000):
         x, y = gaussian_pair(n)
         for name, function in numbers.items():
-            reset_peak()
+            peak = Peak(CPU)
             _, seconds = timed(partial(function, x, y), 1)
-            print(f"| {name} | {n:,} | {seconds:.1f} | {peak_mb():,.0f} MB | "
+            print(f"| {name} | {n:,} | {seconds:.1f} | {1024 * peak.read():,.0f} MB | "
                   f"{(x.nbytes + y.nbytes) / 2**20:,.0f} MB |", flush=True)
 
 
@@ -120,16 +110,14 @@ def lpips_memory(most, size):
     for net, share in (("alex", 1), ("vgg", 10)):
         n = max(2, most // share)
         module = features.lpips_network(net, "random")
-        reset_peak()
-        start = time.perf_counter()
+        start, peak = time.perf_counter(), Peak(CPU)
         x, y = (features.lpips_features((drawn(1, size, seed + i) for i in range(n)), module,
                                        total=n) for seed in (0, n))
-        made, features_peak = time.perf_counter() - start, peak_mb()
-        reset_peak()
+        made, features_peak, peak = time.perf_counter() - start, 1024 * peak.read(), Peak(CPU)
         features.pairwise_lpips(x, y, module)
         print(f"LPIPS {net}, {n} x {n} at {size}x{size}: features {made:.0f} s, peak "
               f"{features_peak:,.0f} MB; distances {time.perf_counter() - start - made:.0f} s, "
-              f"peak {peak_mb():,.0f} MB", flush=True)
+              f"peak {1024 * peak.read():,.0f} MB", flush=True)
 
 
 def main(args):

@@ -18,25 +18,26 @@ import platform
 import statistics
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from unittest.mock import patch
 
 import torch
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
+from torchvision import datasets, transforms
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import published
+import tiny
 
 import nets
-import train_dcgan
 import train_fastgan
-import train_gan
-import train_vae
 from common import devices, features, photos
 
 POLICY = ["color", "translation"]
-STUDY = {"fastgan": (256, 8), "gan": (28, 128), "dcgan": (64, 128), "vae": (256, 8)}
+STUDY = {"fastgan": (256, 256, 8), "gan": (28, 50, 128), "dcgan": (64, 100, 128),
+         "vae": (256, 512, 8)}  # size, length of a latent, batch size
 
 
 # Measuring -----------------------------------------------------------------------------------
@@ -90,119 +91,91 @@ class Peak:
 # The steps: [(what is new, precision, function)] ---------------------------------------------
 
 
+def networks_of(args, device, seed=0):
+    z_dim = STUDY[args.model][1]
+    networks = tiny.networks(args.model, args.size, z_dim, args.features, seed)
+    return {name: network.to(device) for name, network in networks.items()}
+
+
+def adams_of(networks, fused):
+    return {name: torch.optim.Adam(net.parameters(), 2e-4, (0.5, 0.999), fused=fused,
+                                   capturable=bool(fused)) for name, net in networks.items()}
+
+
 def fastgan_steps(args, device):
-    networks = {"generator": nets.FastGANGenerator(args.size, 256, args.features).to(device),
-                "discriminator": nets.FastGANDiscriminator(args.size, args.features).to(device)}
-    adams = {fused: {name: torch.optim.Adam(net.parameters(), 2e-4, (0.5, 0.999), fused=fused,
-                                            capturable=bool(fused))
-                     for name, net in networks.items()} for fused in (None, True)}
+    networks = networks_of(args, device)
+    real = tiny.photos(args.model, args.batch_size, args.size).to(device)
+    plain_adams, fused = adams_of(networks, None), adams_of(networks, True)
     average = [p.detach().clone() for p in networks["generator"].parameters()]
-    real = torch.rand(args.batch_size, 3, args.size, args.size, device=device) * 2 - 1
     fp32 = devices.Numerics(device, "fp32")
     fast = devices.Numerics(device, args.precision)
     lpips = features.lpips_network("vgg", "random", device)
     with patch.object(features, "lpips_network", lambda *_, **__: lpips):
-        distance, fast_distance = (train_fastgan.perceptual_distance(args.reconstruction, numerics)
+        distance, fast_distance = (train_fastgan.perceptual_distance("lpips", numerics)
                                    for numerics in (fp32, fast))
 
     def plain(x, y):
-        return lpips(x, y).sum() if args.reconstruction == "lpips" else published.published_l1(x, y)
+        return lpips(x, y).sum()
 
     def pairs(xs, ys):
         return sum(map(plain, xs, ys))
 
     def published_way():
-        published.published_step(*networks.values(), *adams[None].values(), average, 0.999, real,
+        published.published_step(*networks.values(), *plain_adams.values(), average, 0.999, real,
                                  plain)
 
-    def ours(numerics, fused, distance, layout):
+    def ours(numerics, adams, distance, layout=False):
         with contextlib.ExitStack() as stack:
             if not layout:
                 stack.enter_context(patch.object(nets, "channels_last", lambda x: x))
                 stack.enter_context(patch.object(nets.GLU, "forward", lambda _, x: F.glu(x, 1)))
-            train_fastgan.train_step(networks, adams[fused], numerics, average, 0.001, real,
-                                     POLICY, distance)
+            train_fastgan.train_step(networks, adams, numerics, average, 0.001, real, POLICY,
+                                     distance)
 
+    name = fast.precision
     rows = [("published way", "fp32", published_way),
-            ("D frozen in G's step, EMA in one", "fp32", lambda: ours(fp32, None, pairs, False)),
+            ("D frozen in G's step, EMA in one", "fp32", partial(ours, fp32, plain_adams, pairs)),
             ("+ perceptual passes batched, their gradients by hand", "fp32",
-             lambda: ours(fp32, None, distance, False)),
-            ("+ fused Adam", "fp32", lambda: ours(fp32, True, distance, False)),
-            (f"+ networks in {fast.precision}", fast.precision,
-             lambda: ours(fast, True, distance, False)),
-            (f"+ perceptual network in {fast.precision}", fast.precision,
-             lambda: ours(fast, True, fast_distance, False)),
-            ("+ channels-last: ours", fast.precision,
-             lambda: ours(fast, True, fast_distance, True))]
-    return rows + compiled_row(args, networks, rows[-1], device)
-
-
-def compiled_row(args, networks, row, device):
-    """[the same step with --compile] where that is asked for; the rows before stay as they are."""
+             partial(ours, fp32, plain_adams, distance)),
+            ("+ fused Adam", "fp32", partial(ours, fp32, fused, distance)),
+            (f"+ networks in {name}", name, partial(ours, fast, fused, distance)),
+            (f"+ perceptual network in {name}", name, partial(ours, fast, fused, fast_distance)),
+            ("+ channels-last: ours", name, partial(ours, fast, fused, fast_distance, True))]
     if not args.compile:
-        return []
+        return rows
     for network in networks.values():
         network.compile(dynamic=False)
-    passes = {module: module._compiled_call_impl for network in networks.values()
-              for module in network.modules()}
-    for module in passes:
-        module._compiled_call_impl = None  # until its turn
-    _, precision, step = row
-
-    def compiled(nothing):
-        for module, compiled_pass in passes.items():
-            module._compiled_call_impl = compiled_pass
-        step()
-        for module in passes:
-            module._compiled_call_impl = None
-        return nothing
-
-    launch = devices.cuda_graph(compiled) if device.type == "cuda" else compiled
-    return [("+ --compile", precision, lambda: launch(torch.zeros((), device=device)))]
+    _, precision, step = rows[-1]
+    graph = devices.cuda_graph if device.type == "cuda" else lambda step: step
+    compiled = graph(lambda nothing: step() or nothing)
+    eager = torch.compiler.set_stance("force_eager")
+    return [*((name, precision, eager(step)) for name, precision, step in rows),
+            ("+ --compile", precision, lambda: compiled(torch.zeros((), device=device)))]
 
 
 def other_steps(args, device):
     """The plain tutorial's step, ours in float32, and ours."""
-    torch.manual_seed(0)
-    if args.model == "vae":
-        vae = nets.VAE(args.size, 512).to(device)
-        networks = {"vae": vae}
-    elif args.model == "gan":
-        networks = {"generator": nets.GANGenerator(args.size).to(device),
-                    "discriminator": nets.GANDiscriminator(args.size).to(device)}
-    else:
-        networks = {"generator": nets.DCGANGenerator(args.size, features=args.features).to(device),
-                    "discriminator": nets.DCGANDiscriminator(args.size, args.features).to(device)}
-    adams = {fused: {name: torch.optim.Adam(net.parameters(), 2e-4, (0.5, 0.999), fused=fused)
-                     for name, net in networks.items()} for fused in (None, True)}
+    networks = networks_of(args, device)
+    photos = tiny.photos(args.model, args.batch_size, args.size).to(device)
+    plain_adams, fused = adams_of(networks, None), adams_of(networks, True)
 
-    def laid_out(layout):
+    def plain(real):
+        if args.model == "vae":
+            return published.plain_vae_step(*networks.values(), *plain_adams.values(), real, 1)
+        return published.plain_gan_step(*networks.values(), *plain_adams.values(), real)
+
+    def laid_out(layout, step, real=photos):
         for network in networks.values():
             network.to(memory_format=layout)
+        step(real)
 
-    photos = torch.rand(args.batch_size, 3, args.size, args.size, device=device) * 2 - 1
-
-    def plain(real=photos):
-        laid_out(torch.contiguous_format)
-        if args.model == "vae":
-            published.plain_vae_step(*networks.values(), *adams[None].values(), real, 0.00025)
-        else:
-            published.plain_gan_step(*networks.values(), *adams[None].values(), real)
-
-    def ours(numerics, real=photos):
-        laid_out(numerics.layout)
-        if args.model == "vae":
-            train_vae.train_step(networks["vae"], adams[True]["vae"], numerics, real, 0.00025)
-        elif args.model == "gan":
-            train_gan.train_step(networks, adams[True], numerics, real)
-        else:
-            train_dcgan.train_step(networks, adams[True], numerics, real, [])
-
-    fp32 = devices.Numerics(device, "fp32")
-    fast = devices.Numerics(device, args.precision)
-    return [("plain way", "fp32", plain),
-            ("ours, float32", "fp32", lambda real=photos: ours(fp32, real)),
-            (f"ours, {fast.precision}", fast.precision, lambda real=photos: ours(fast, real))]
+    rows = [("plain way", "fp32", partial(laid_out, torch.contiguous_format, plain))]
+    for name, precision in (("float32", "fp32"), (None, args.precision)):
+        numerics = devices.Numerics(device, precision)
+        step, _ = tiny.training(args.model, networks, fused, numerics)
+        rows.append((f"ours, {name or numerics.precision}", numerics.precision,
+                     partial(laid_out, numerics.layout, step)))
+    return rows
 
 
 def step_table(args, device):
@@ -236,25 +209,15 @@ def step_table(args, device):
 # With the photos -----------------------------------------------------------------------------
 
 
-class Photos(torch.utils.data.Dataset):
-    """As the tutorials read them: decoded and resized whenever they are asked for."""
-
-    def __init__(self, files, size, fit):
-        from torchvision import transforms
-
-        resize = ([transforms.Resize(size), transforms.CenterCrop(size)] if fit == "crop"
-                  else [transforms.Resize((size, size))])
-        self.files = files
-        self.transform = transforms.Compose([*resize, transforms.ToTensor(),
-                                             transforms.Normalize([0.5] * 3, [0.5] * 3)])
-
-    def __len__(self):
-        return len(self.files)
-
-    def __getitem__(self, i):
-        from PIL import Image
-
-        return self.transform(Image.open(self.files[i]).convert("RGB"))
+def tutorial_loader(args, files, fit):
+    """Photos decoded and resized whenever they are asked for, by two workers."""
+    whole = [transforms.Resize((args.size, args.size))]
+    middle = [transforms.Resize(args.size), transforms.CenterCrop(args.size)]
+    transform = transforms.Compose([*(middle if fit == "crop" else whole), transforms.ToTensor(),
+                                    transforms.Normalize([0.5] * 3, [0.5] * 3)])
+    folder = datasets.ImageFolder(args.data, transform, allow_empty=True,
+                                  is_valid_file=lambda path: Path(path) in files)
+    return torch.utils.data.DataLoader(folder, args.batch_size, shuffle=True, num_workers=2)
 
 
 def epoch_table(args, device):
@@ -264,16 +227,15 @@ def epoch_table(args, device):
     start = time.perf_counter()
     images = photos.decode_all(files, args.size, fit).to(device)
     cached = time.perf_counter() - start
-    loader = torch.utils.data.DataLoader(Photos(files, args.size, fit), args.batch_size,
-                                         shuffle=True, num_workers=2)
+    loader = tutorial_loader(args, files, fit)
     (_, _, plain), _, (name, _, ours), *_ = other_steps(args, device)
 
     def alone():
-        for batch in loader:
+        for batch, _ in loader:
             batch.to(device)
 
     def tutorial():
-        for batch in loader:
+        for batch, _ in loader:
             plain(batch.to(device))
 
     def batches():
@@ -305,13 +267,9 @@ def loss_curves(args, device, seeds=3, windows=4):
     images, _ = photos.load_images(args.data, "train", args.size)
     rows = {"published way": [], "ours, float32": [], f"ours, {args.precision}": []}
     for (name, found), seed in itertools.product(rows.items(), range(seeds)):
-        torch.manual_seed(seed)
         numerics = devices.Numerics(device, args.precision if name != "ours, float32" else "fp32")
-        networks = {"generator": nets.FastGANGenerator(args.size, 256, args.features).to(device),
-                    "discriminator": nets.FastGANDiscriminator(args.size,
-                                                               args.features).to(device)}
-        adams = {name: torch.optim.Adam(net.parameters(), 2e-4, (0.5, 0.999), fused=True)
-                 for name, net in networks.items()}
+        networks = networks_of(args, device, seed)
+        adams = adams_of(networks, True)
         average = [p.detach().clone() for p in networks["generator"].parameters()]
         distance = train_fastgan.perceptual_distance("l1", numerics)
         losses = []
@@ -340,7 +298,7 @@ def loss_curves(args, device, seeds=3, windows=4):
 def main(args):
     torch.manual_seed(0)
     device = devices.choose_device(args.device)
-    size, batch_size = STUDY[args.model]
+    size, _, batch_size = STUDY[args.model]
     args.size, args.batch_size = args.size or size, args.batch_size or batch_size
     cpu = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line]
     name = (torch.cuda.get_device_name(device) if device.type == "cuda"
@@ -363,7 +321,6 @@ if __name__ == "__main__":
     parser.add_argument("--steps", type=int, default=5, help="or epochs, with --epochs")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--precision", default="auto")
-    parser.add_argument("--reconstruction", choices=["lpips", "l1"], default="lpips")
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--epochs", action="store_true", help="with the photos of --data")
     parser.add_argument("--curves", type=int, help="so many steps of FastGAN, L1")

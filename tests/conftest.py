@@ -3,7 +3,6 @@
 import hashlib
 import os
 import runpy
-import subprocess
 import sys
 from pathlib import Path
 
@@ -13,6 +12,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
+from forks import Launcher  # noqa: E402
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
@@ -39,17 +39,17 @@ def digest(value):
 
 
 @pytest.fixture(scope="session")
-def script():
-    """script("evaluate.py", "--n", 4, cwd=...) -> the process that did so, its output as text."""
+def launch():
+    """launch("train_gan.py", "--size", 8, cwd=...) -> a forks.Process: quick, to be killed."""
+    launcher = Launcher()
+    yield launcher
+    launcher.close()
 
-    def run(name, *arguments, code=0, env=(), **options):
-        done = subprocess.run([sys.executable, str(ROOT / name), *map(str, arguments)],
-                              capture_output=True, text=True, timeout=300,
-                              env={**os.environ, **dict(env)}, **options)
-        assert done.returncode == code, done.stderr
-        return done
 
-    return run
+@pytest.fixture(scope="session")
+def script(launch):
+    """script("evaluate.py", "--n", 4, cwd=...) -> its forks.Process, once it has ended well."""
+    return lambda *command, code=0, **options: launch(*command, **options).finish(code)
 
 
 @pytest.fixture
@@ -85,13 +85,3 @@ def bedrooms(script, tmp_path_factory):
 
 def pytest_addoption(parser):
     parser.addoption("--fuzz", type=int, default=1200, help="damaged inputs of the tests that fuzz")
-
-
-@pytest.fixture(scope="session")
-def launch():
-    """launch("train_gan.py", "--size", 8, cwd=...) -> a forks.Process: quick, to be killed."""
-    from forks import Launcher
-
-    launcher = Launcher()
-    yield launcher
-    launcher.close()

@@ -3,7 +3,6 @@
 import contextlib
 import io
 import resource
-import zipfile
 
 
 def refusal(call, *arguments):
@@ -53,13 +52,3 @@ def small_disk(size):
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
-def repack(source, target, compression=zipfile.ZIP_STORED, **records):
-    """A copy of a checkpoint, packed or with other records."""
-    with zipfile.ZipFile(source) as old, zipfile.ZipFile(target, "w", compression) as new:
-        for entry in old.infolist():
-            data = old.read(entry)
-            name = entry.filename.rpartition("/")[2]
-            new.writestr(entry.filename, records.get(name, data))
-    return target

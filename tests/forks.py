@@ -1,10 +1,12 @@
 """Scripts run as their users run them, but each forked from one process that has torch imported.
 
-Run as a program it is that process: it reads one request a line and answers in one line.
+Run as a program it is that process: it reads one request a line and answers in one line. Run with
+two pipes of a Launcher and a script with its arguments, it has that Launcher's process run these.
 """
 
 import contextlib
 import ctypes
+import functools
 import itertools
 import json
 import os
@@ -13,6 +15,7 @@ import runpy
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import traceback
 from pathlib import Path
@@ -23,24 +26,29 @@ ROOT = Path(__file__).parents[1]
 class Launcher:
     """launcher("train_gan.py", "--size", 8, cwd=folder) -> a Process."""
 
-    def __init__(self):
+    def __init__(self, pipes=()):
+        """pipes: descriptors of another Launcher's; without them it has a server of its own."""
+        self.folder, self.started, self.server = tempfile.TemporaryDirectory(), [], None
+        if pipes:
+            self.requests, self.answers = open(pipes[0], "w"), open(pipes[1])  # noqa: SIM115
+            return
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "MPLBACKEND": "agg"}
         self.server = subprocess.Popen([sys.executable, __file__], stdin=subprocess.PIPE,
                                        stdout=subprocess.PIPE, text=True, env=environment)
-        self.started = []
+        self.requests, self.answers = self.server.stdin, self.server.stdout
 
     def ask(self, **request):
-        print(json.dumps(request), file=self.server.stdin, flush=True)
-        return json.loads(self.server.stdout.readline())
+        print(json.dumps(request), file=self.requests, flush=True)
+        return json.loads(self.answers.readline())
 
-    def __call__(self, script, *arguments, cwd, limit=None, powerless=False, stop_at=None):
-        """limit: of a file's size in bytes. powerless: even root keeps to file permissions.
+    def __call__(self, script, *arguments, cwd=ROOT, limits=(), powerless=False, stop_at=None):
+        """limits: {a resource.RLIMIT_...: bytes}. powerless: even root keeps to file permissions.
         stop_at: just before the run asks for signals for the n-th time one comes: SIGTERM if n is
         odd, else SIGINT.
         """
-        out = Path(cwd) / f".output{len(self.started)}"
-        pid = self.ask(argv=[str(ROOT / script), *map(str, arguments)], cwd=str(cwd),
-                       out=str(out), limit=limit, powerless=powerless, stop_at=stop_at)
+        out = Path(self.folder.name, str(len(self.started)))
+        pid = self.ask(argv=[str(ROOT / script), *map(str, arguments)], cwd=str(cwd), out=str(out),
+                       limits=list(dict(limits).items()), powerless=powerless, stop_at=stop_at)
         self.started.append(Process(self, pid, out))
         return self.started[-1]
 
@@ -48,8 +56,9 @@ class Launcher:
         for process in self.started:
             if process.poll() is None:
                 process.kill()
-        self.server.stdin.close()
+        self.requests.close()
         self.server.wait(60)
+        self.folder.cleanup()
 
 
 class Process:
@@ -62,7 +71,7 @@ class Process:
             self.code = self.launcher.ask(poll=self.pid)
         return self.code
 
-    def wait(self, until=lambda: False, seconds=120):
+    def wait(self, until=lambda: False, seconds=300):
         """The exit code, or None as soon as `until()` is true."""
         deadline = time.monotonic() + seconds
         while self.poll() is None and not until():
@@ -76,9 +85,10 @@ class Process:
             os.kill(self.pid, number)
         return self.wait()
 
-    def finish(self):
-        """Waits for its success; returns itself."""
-        assert self.wait() == 0, self.stderr
+    def finish(self, code=0):
+        """Waits for its end, which must be a success unless another code is given; returns itself.
+        """
+        assert self.wait() == code, self.stderr
         return self
 
     @property
@@ -102,8 +112,8 @@ def run(request):
         sys.argv = request["argv"]
         if request["powerless"]:
             drop_power()
-        if request["limit"]:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (request["limit"],) * 2)
+        for kind, most in request["limits"]:
+            resource.setrlimit(kind, (most, most))
         if request["stop_at"]:
             stop_at(request["stop_at"])
         try:
@@ -141,6 +151,21 @@ def drop_power():
     assert libc.capset(header, sets) == 0
 
 
+@functools.cache
+def ready_for_evaluation():
+    """Random networks take seconds to make: from here on every fork has them."""
+    import torch
+
+    from common import features
+
+    cpu = torch.device("cpu")
+    for name, arguments in {"inception_network": ("random", cpu, "bilinear"),
+                            "resnet50_network": ("random", cpu),
+                            "lpips_network": ("alex", "random", cpu)}.items():
+        setattr(features, name, functools.cache(getattr(features, name)))
+        getattr(features, name)(*arguments)
+
+
 def serve():
     import matplotlib.pyplot  # noqa: F401
     import torch
@@ -157,10 +182,23 @@ def serve():
                 while (found := os.waitpid(-1, os.WNOHANG))[0]:
                     ended[found[0]] = os.waitstatus_to_exitcode(found[1])
             answer = ended.get(request["poll"])
-        elif not (answer := os.fork()):
-            run(request)
+        else:
+            if request["argv"][0].endswith("evaluate.py") and "random" in request["argv"]:
+                ready_for_evaluation()
+            answer = os.fork()
+            if not answer:
+                run(request)
         print(json.dumps(answer), flush=True)
 
 
+def forward(requests, answers, *command):
+    """The exit code of a script that the server of another Launcher ran; passes its output on."""
+    process = Launcher((int(requests), int(answers)))(*command, cwd=os.getcwd())
+    code = process.wait()
+    print(process.stdout, end="")
+    print(process.stderr, end="", file=sys.stderr)
+    return code
+
+
 if __name__ == "__main__":
-    serve()
+    sys.exit(forward(*sys.argv[1:]) if sys.argv[1:] else serve())

@@ -9,8 +9,8 @@ import zipfile
 import pytest
 import torch
 from conftest import digest
-from damage import fuzz_count, mutations, refusal, repack
-from test_nets import fixture_inputs, read_fixture, recipe
+from damage import fuzz_count, mutations, refusal
+from test_nets import read_fixture
 
 import evaluate
 import nets
@@ -77,7 +77,10 @@ def nested(levels):
 def test_bombs_and_absurd_shapes(tmp_path):
     """Each is refused in well under a gigabyte and a few seconds."""
     good = write(tmp_path / "good")
-    bomb = repack(good, tmp_path / "bomb.pth", zipfile.ZIP_DEFLATED, **{"0": bytes(2**28)})
+    bomb = tmp_path / "bomb.pth"
+    with zipfile.ZipFile(good) as old, zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED) as new:
+        for name in old.namelist():
+            new.writestr(name, bytes(2**28) if name.endswith("/0") else old.read(name))
     assert bomb.stat().st_size < 10**6
     hostile = {"wide": torch.zeros(1).expand(10**12), "deep": nested(12), "set": {1, 2},
                "meta": torch.empty(10**13, device="meta"), "sparse": torch.eye(3).to_sparse(),
@@ -201,21 +204,8 @@ def test_published_weights_load(tmp_path, prefix):
     network.load_state_dict(saved["sampler"])
     for parameter, value in zip(network.parameters(), average, strict=True):
         assert torch.equal(parameter, value)
-    network.load_state_dict(saved["networks"]["generator"])
-    assert torch.equal(network.to_big.weight_u, g["to_big.weight_u"])
+    assert digest(saved["networks"]) == digest({"generator": g, "discriminator": d})
     nets.FastGANDiscriminator(256).load_state_dict(saved["networks"]["discriminator"])
     plain = checkpoints.read(published_file(tmp_path / "20000.pth", g, d, prefix))
     assert plain["step"] == 20000 and plain["optimizers"] is None
-    assert torch.equal(plain["sampler"]["to_128.weight_orig"], g["to_128.weight_orig"])
-
-
-def test_a_published_recipe_file_gives_the_fixtures_images(tmp_path):
-    """Read through the checkpoint reader, the published numbers come out."""
-    fixture = read_fixture(256)
-    g, d = (recipe(fixture[name]["state_dict"]) for name in "GD")
-    saved = checkpoints.read(published_file(tmp_path / "7.pth", g, d, "module."))
-    generator = nets.FastGANGenerator(**saved["config"])
-    generator.load_state_dict(saved["sampler"])
-    expected = fixture["G"]["outputs"]["image"]["row0"]
-    image = generator(fixture_inputs(256)[0])[0]
-    assert (image[0, :, 0, :8] - torch.tensor(expected)).abs().max() < 1e-3
+    assert digest(plain["sampler"]) == digest(g)

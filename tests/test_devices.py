@@ -1,30 +1,27 @@
 """Memory that runs out, skipped updates, compiled steps and CUDA graphs."""
 
 import contextlib
+import functools
 import resource
+import shutil
 from unittest import mock
 
 import pytest
+import tiny
 import torch
 from conftest import digest
 from damage import refusal
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-import nets
-import train_dcgan
 import train_fastgan
-import train_gan
-import train_vae
 from common import checkpoints, devices, features
 
 
 def test_memory_that_runs_out_is_one_line(script, bedrooms, tmp_path):
-    def limited():
-        resource.setrlimit(resource.RLIMIT_DATA, (3 << 29, 3 << 29))
-
     done = script("train_dcgan.py", "--data", bedrooms, "--size", 32, "--features", 8, "--device",
-                  "cpu", "--out", tmp_path, "--batch-size", 16384, code=2, preexec_fn=limited)
+                  "cpu", "--out", tmp_path, "--batch-size", 16384, code=2,
+                  limits={resource.RLIMIT_DATA: 3 << 29})
     assert done.stderr.count("\n") == 1, done.stderr
     assert "out of memory (" in done.stderr
     assert "a smaller --batch-size, --size or --features helps" in done.stderr
@@ -59,11 +56,11 @@ def test_a_compiled_run_resumes_exactly_and_computes_what_the_eager_one_does(scr
                                                                              tmp_path):
     """Six iterations of a GAN on the CPU; convolutions and CUDA graphs, below, need a GPU."""
     common = ["--data", bedrooms, "--size", 8, "--device", "cpu", "--precision", "fp32", "--out",
-              tmp_path, "--batch-size", 2, "--limit", 4, "--ckpt-every", 2]
-    flags = ["--compile", "--deterministic"]
-    for name, epochs, more in (("whole", 3, flags), ("part", 2, flags), ("eager", 3, [])):
-        script("train_gan.py", *common, "--name", name, "--epochs", epochs, *more)
-    script("train_gan.py", "--resume", tmp_path / "part", "--epochs", 3)
+              tmp_path, "--batch-size", 2, "--limit", 4, "--ckpt-every", 2, "--epochs", 3]
+    script("train_gan.py", *common, "--name", "whole", "--compile", "--deterministic")
+    script("train_gan.py", *common, "--name", "eager")
+    copy = shutil.copy(tmp_path / "whole" / "ckpt_000002.pth", tmp_path / "copy.pth")
+    script("train_gan.py", "--resume", copy, "--out", tmp_path, "--name", "part")
     whole, part, eager = (checkpoints.read(tmp_path / name / "ckpt_000003.pth")
                           for name in ("whole", "part", "eager"))
     assert part["args"]["compile"] and part["args"]["deterministic"]
@@ -75,46 +72,33 @@ def test_a_compiled_run_resumes_exactly_and_computes_what_the_eager_one_does(scr
     torch.testing.assert_close(*rows, atol=1e-3, rtol=1e-3)
 
 
+@functools.cache
+def perceptual_network(device):
+    return features.lpips_network("vgg", "random", device)
+
+
 def trainer(model, rate, device="cpu", precision="fp32"):
-    """(a step of a small model, a function of a batch; the tensors it changes; its image size).
+    """(a step of a small model, a function of photos; a function that gives what it changes).
 
     rate: the learning rate, a tensor.
     """
-    torch.manual_seed(0)
     numerics = devices.Numerics(torch.device(device), precision)
-    adam = {"lr": rate, "fused": True, "capturable": True}
-    size = {"fastgan": 256, "vae": 32}.get(model, 16)
-    lpips = features.lpips_network("vgg", "random", device) if model == "fastgan" else None
+    lpips = perceptual_network(device) if model == "fastgan" else None
     with mock.patch.object(features, "lpips_network", lambda *_, **__: lpips):
         distance = train_fastgan.perceptual_distance("lpips" if lpips else "l1", numerics)
-    networks = {"fastgan": lambda: {"generator": nets.FastGANGenerator(256, 16, 4),
-                                    "discriminator": nets.FastGANDiscriminator(256, 4)},
-                "gan": lambda: {"generator": nets.GANGenerator(16, 8),
-                                "discriminator": nets.GANDiscriminator(16)},
-                "dcgan": lambda: {"generator": nets.DCGANGenerator(16, 16, 4),
-                                  "discriminator": nets.DCGANDiscriminator(16, 4)},
-                "vae": lambda: {"vae": nets.VAE(32, 8)}}[model]()
+    networks = {name: net.to(device) for name, net in tiny.networks(model).items()}
     optimizer = torch.optim.AdamW if model == "gan" else torch.optim.Adam
-    adams = {name: optimizer(network.to(device).parameters(), **adam)
+    adams = {name: optimizer(network.parameters(), rate, fused=True, capturable=True)
              for name, network in networks.items()}
-    generator = networks.get("generator", torch.nn.Identity())
-    average = [p.detach().clone() for p in generator.parameters()]
-    policy = ["color", "translation"]
-    step = {
-        "fastgan": lambda real: train_fastgan.train_step(
-            networks, adams, numerics, average, real.amax(), real, policy,
-            distance),
-        "gan": lambda real: train_gan.train_step(networks, adams, numerics, real),
-        "dcgan": lambda real: train_dcgan.train_step(networks, adams, numerics, real, policy),
-        "vae": lambda real: train_vae.train_step(networks["vae"], adams["vae"], numerics, real, 1),
-    }[model]
+    step, average = tiny.training(model, networks, adams, numerics, ["color", "translation"],
+                                  distance)
 
     def state():
         return [*average, numerics.skipped, numerics.scaler.scale(torch.ones((), device=device)),
                 *(t for net in networks.values() for t in net.state_dict().values()),
                 *(t for adam in adams.values() for s in adam.state.values() for t in s.values())]
 
-    return step, state, size
+    return step, state
 
 
 class Recording(TorchDispatchMode):
@@ -148,7 +132,7 @@ class Recording(TorchDispatchMode):
 @pytest.mark.parametrize(("model", "precision"), [("gan", "fp32"), ("dcgan", "fp16"),
                                                   ("vae", "bf16"), ("fastgan", "auto")])
 def test_a_recorded_step_goes_on_as_the_step_itself(monkeypatch, model, precision):
-    """Bit for bit: three calls as they are, the recording, three replays, another shape."""
+    """Bit for bit: three calls as they are, the recording, a replay, another shape, a replay."""
     torch.manual_seed(1)
     rate = torch.tensor(2e-4)
 
@@ -159,10 +143,9 @@ def test_a_recorded_step_goes_on_as_the_step_itself(monkeypatch, model, precisio
             losses.append(step(real))
         return torch.stack(losses)
 
-    step, state, size = trainer(model, rate, precision=precision)
-    batches = [torch.rand(n, 3, size, size) * 2 - 1 for n in (4, 4, 4, 4, 4, 3, 4, 4)]
-    if model == "fastgan":
-        batches = [batch[::2] if len(batch) == 4 else batch[:1] for batch in batches]
+    step, state = trainer(model, rate, precision=precision)
+    usual, other = (1, 2) if model == "fastgan" else (4, 3)
+    batches = [tiny.photos(model, n) for n in [*[usual] * 5, other, usual]]
     torch.manual_seed(2)
     losses, expected = run(step), [tensor.clone() for tensor in state()]
 
@@ -172,27 +155,27 @@ def test_a_recorded_step_goes_on_as_the_step_itself(monkeypatch, model, precisio
                         "CUDAGraph": lambda: recordings.append(Recording()) or recordings[0]
                         }.items():
         monkeypatch.setattr(torch.cuda, name, value)
-    step, state, _ = trainer(model, rate, precision=precision)
+    step, state = trainer(model, rate, precision=precision)
     step = devices.cuda_graph(step)
     torch.manual_seed(2)
     assert torch.equal(run(step), losses)
     for one, other in zip(state(), expected, strict=True):
         assert torch.equal(one, other)
-    assert [recording.replays for recording in recordings] == [4]
+    assert [recording.replays for recording in recordings] == [3]
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-@pytest.mark.parametrize("model", ["gan", "dcgan", "vae", "fastgan"])
+@pytest.mark.parametrize("model", tiny.SIZES)
 def test_a_cuda_graph_goes_on_as_the_step_itself(model):
     results = []
     for wrapped in (devices.cuda_graph, lambda step: step):
         rate = torch.tensor(0.02, device="cuda")
-        step, state, size = trainer(model, rate, "cuda", "auto")
+        step, state = trainer(model, rate, "cuda", "auto")
         step = wrapped(step)
         torch.manual_seed(2)
         losses = []
         for n in (4, 4, 4, 4, 3, 4, 4):
-            losses.append(step(torch.rand(n, 3, size, size, device="cuda") * 2 - 1))
+            losses.append(step(tiny.photos(model, n).cuda()))
             rate.mul_(0.5)
         results.append([torch.stack(losses), torch.rand(3, device="cuda"), *state()])
     torch.testing.assert_close(*results, atol=2e-3, rtol=2e-2)  # kernels round as they like

@@ -17,70 +17,27 @@ import time
 from pathlib import Path
 
 import pytest
+import tiny
 import torch
 from conftest import ROOT, digest
 
-import nets
-import train_dcgan
 import train_fastgan
-import train_gan
-import train_vae
 from common import checkpoints, devices
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
-COMMON = ["--device", "cpu", "--precision", "fp32", "--batch-size", "2"]
-TINY = {
-    "fastgan": ["--size", "256", "--features", "4", "--reconstruction", "l1", "--iters"],
-    "gan": ["--size", "8", "--epochs"],
-    "dcgan": ["--size", "16", "--features", "4", "--augment", "color,translation", "--epochs"],
-    "vae": ["--size", "32", "--latent", "8", "--epochs"],
-}
+COMMON = ["--device", "cpu", "--precision", "fp32", "--batch-size", 2]
 
 
 # In each process -----------------------------------------------------------------------------
 
 
-def steps(n, device="cpu"):
-    """Of each model: a function that makes its networks and one that takes one step of them on
-    n photos; all in evaluation mode, where an image depends on no other in its batch.
-    """
-    numerics = devices.Numerics(torch.device(device), "fp32")
-    l1 = train_fastgan.perceptual_distance("l1", numerics)
-    torch.manual_seed(1)
-    photos = torch.rand(2 * n, 3, 256, 256) * 2 - 1
-
-    def fastgan(networks, descents, part, share):
-        average = list(map(torch.clone, networks["generator"].parameters()))
-        train_fastgan.train_step(networks, descents, numerics, average, 0.1, photos[part], [],
-                                 lambda xs, ys: share * l1(xs, ys))
-
-    def vae(networks, descents, part, share):
-        train_vae.train_step(networks["vae"], descents["vae"], numerics,
-                             photos[part, :, :32, :32], 1)
-
-    def gan(networks, descents, part, share):
-        train_gan.train_step(networks, descents, numerics, photos[part, :, :8, :8])
-
-    def dcgan(networks, descents, part, share):
-        train_dcgan.train_step(networks, descents, numerics, photos[part, :, :16, :16], [])
-
-    return {
-        "fastgan": (fastgan, lambda: {"generator": nets.FastGANGenerator(256, 16, 4),
-                                      "discriminator": nets.FastGANDiscriminator(256, 4)}),
-        "vae": (vae, lambda: {"vae": nets.VAE(32, 8)}),
-        "gan": (gan, lambda: {"generator": nets.GANGenerator(8, 16),
-                              "discriminator": nets.GANDiscriminator(8)}),
-        "dcgan": (dcgan, lambda: {"generator": nets.DCGANGenerator(16, 16, 4),
-                                  "discriminator": nets.DCGANDiscriminator(16, 4)}),
-    }
-
-
 def gradients(model, n, part, share):
-    """Those of one step from seeded weights on photos[part]; random draws are made for all 2 n
-    images, of which this process takes its part."""
-    step, build = steps(n)[model]
-    torch.manual_seed(0)
-    networks, found = build(), []
+    """Those of one step on photos[part], networks in evaluation mode, where an image depends on no
+    other in its batch; random draws are made for all 2 n images, of which this process takes its
+    part."""
+    networks, found = tiny.networks(model), []
+    numerics = devices.Numerics(torch.device("cpu"), "fp32")
+    l1 = train_fastgan.perceptual_distance("l1", numerics)
     if model == "fastgan":  # spectral norms and batch norms find their statistics
         with torch.no_grad():
             for _ in range(20):
@@ -96,8 +53,11 @@ def gradients(model, n, part, share):
     randn, rand_like = torch.randn, torch.rand_like
     torch.randn = lambda _, *rest, **more: randn(2 * n, *rest, **more)[part]
     torch.rand_like = lambda x: torch.rand(2 * n, *x.shape[1:])[part]
+    step, _ = tiny.training(model, shared, descents, numerics,
+                            distance=lambda xs, ys: share * l1(xs, ys))
+    real = tiny.photos(model, 2 * n)
     try:
-        step(shared, descents, part, share)
+        step(real[part])
     finally:
         torch.randn, torch.rand_like = randn, rand_like
     return found
@@ -106,7 +66,7 @@ def gradients(model, n, part, share):
 def check_gradients():
     """Fails unless two processes, each with its half of a batch, have the gradients of one."""
     n, rank = 3, int(os.environ["RANK"])
-    single = {model: gradients(model, n, slice(None), 0.5) for model in TINY}
+    single = {model: gradients(model, n, slice(None), 0.5) for model in tiny.SIZES}
     devices.join(torch.device("cpu"))
     for model, expected in single.items():
         found = gradients(model, n, slice(rank * n, (rank + 1) * n), 1.0)
@@ -124,9 +84,13 @@ def run_scripts(commands):
 # The tests -----------------------------------------------------------------------------------
 
 
-def launch(commands):
-    done = subprocess.run([*TORCHRUN, __file__, json.dumps(commands)], capture_output=True,
-                          text=True, timeout=180)
+def command(model, *arguments):
+    return [*map(str, (ROOT / f"train_{model}.py", *arguments))]
+
+
+def launch(tasks):
+    done = subprocess.run([*TORCHRUN, __file__, json.dumps(tasks)], capture_output=True, text=True,
+                          env={**os.environ, "PYTHONPATH": str(ROOT)}, timeout=300)
     assert done.returncode == 0, done.stderr
     return done
 
@@ -135,15 +99,15 @@ def launch(commands):
 def whole_runs(bedrooms, tmp_path_factory):
     """Four steps of each script by two processes, after the check of the gradients."""
     out = tmp_path_factory.mktemp("runs")
-    commands = [[str(ROOT / f"train_{model}.py"), *COMMON, *tiny, "4", "--data", str(bedrooms),
-                 "--out", str(out), "--name", model, "--ckpt-every", "2", "--sample-every", "4",
-                 "--log-every", "3"] for model, tiny in TINY.items()]
-    done = launch(["gradients", *commands])
+    done = launch(["gradients", *(
+        command(model, *COMMON, *tiny.ARGUMENTS[model], steps, 4, "--data", bedrooms, "--out", out,
+                "--name", model, "--ckpt-every", 2, "--sample-every", 4, "--log-every", 3)
+        for model, steps in tiny.STEPS.items())])
     assert done.stdout.count("run folder") == 4 == done.stdout.count("step 4:")  # said once
     return out
 
 
-@pytest.mark.parametrize("model", TINY)
+@pytest.mark.parametrize("model", tiny.SIZES)
 def test_one_process_writes_and_each_draws_its_own(whole_runs, model):
     """The gradients were compared before: GAN's D has no batch norm; the others' was fixed."""
     names = {path.name for path in (whole_runs / model).iterdir()} - {"reconstructions_000004.png"}
@@ -158,34 +122,28 @@ def test_one_process_writes_and_each_draws_its_own(whole_runs, model):
     assert not torch.equal(saved["random"]["cpu"], other["random"]["cpu"])
 
 
-def test_resume_with_as_many_is_exact_and_with_fewer_or_more_works(whole_runs):
-    commands = {2: [], 1: []}
-    for model in TINY:
-        for number in commands:
-            part = whole_runs / f"{model}{number}"
+def test_resume_with_as_many_is_exact_and_with_fewer_or_more_works(script, whole_runs):
+    again, more = [], []
+    for model, steps in tiny.STEPS.items():
+        alone, two = (whole_runs / f"{model} of {number}" for number in (1, 2))
+        for part in (alone, two):
             shutil.copytree(whole_runs / model, part)
-            for stale in ("ckpt_000004.pth", "samples_000004.png"):
-                (part / stale).unlink()
-            commands[number].append([str(ROOT / f"train_{model}.py"), "--resume", str(part)])
-    launch(commands[2])
-    run_in_this_process(commands[1])
-    more = []
-    for model, tiny in TINY.items():  # copied: this process locks the folder
-        shutil.copytree(whole_runs / f"{model}1", whole_runs / f"{model}more")
-        more.append([str(ROOT / f"train_{model}.py"), "--resume", str(whole_runs / f"{model}more"),
-                     tiny[-1], "5"])
-    launch(more)
-    for model in TINY:
-        saved = checkpoints.read(whole_runs / f"{model}more" / "ckpt_000005.pth")
+            (part / "ckpt_000004.pth").unlink()
+            (part / "samples_000004.png").unlink()
+        script(f"train_{model}.py", "--resume", alone)
+        again.append(command(model, "--resume", two))
+        more.append(command(model, "--resume", alone, steps, 5))
+    launch([*again, *more])
+    for model in tiny.SIZES:
+        saved = checkpoints.read(whole_runs / f"{model} of 1" / "ckpt_000005.pth")
         assert len(saved["others"]) == 1, model  # of the second process
-        first, second, alone = (checkpoints.read(whole_runs / f"{model}{number}" /
-                                                         "ckpt_000004.pth")
-                                for number in ("", 2, 1))
+        first, alone, second = (checkpoints.read(whole_runs / name / "ckpt_000004.pth")
+                                for name in (model, f"{model} of 1", f"{model} of 2"))
         for key in ("networks", "sampler", "optimizers", "random", "seen", "losses", "others"):
             assert digest(first[key]) == digest(second[key]), (model, key)
         for name in ("log.csv", "samples_000004.png"):
             assert ((whole_runs / model / name).read_bytes()
-                    == (whole_runs / f"{model}2" / name).read_bytes()), model
+                    == (whole_runs / f"{model} of 2" / name).read_bytes()), model
         assert alone["step"] == 4 and alone["others"] == []
         assert digest(first["networks"]) != digest(alone["networks"])
 
@@ -195,12 +153,12 @@ def test_two_nodes_are_two_processes(whole_runs, bedrooms, tmp_path):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [ROOT / "train_gan.py", *COMMON, *TINY["gan"], 4, "--data", bedrooms, "--out",
-               tmp_path, "--name", "gan"]
+    gan = command("gan", *COMMON, *tiny.ARGUMENTS["gan"], "--epochs", 4, "--data", bedrooms,
+                  "--out", tmp_path, "--name", "gan")
     nodes = [subprocess.Popen(
         [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", f"--node_rank={node}",
          "--nproc_per_node=1", "--master_addr=127.0.0.1", f"--master_port={port}",
-         *map(str, command)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+         *gan], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         for node in range(2)]
     try:
         for node in nodes:
@@ -214,40 +172,22 @@ def test_two_nodes_are_two_processes(whole_runs, bedrooms, tmp_path):
     assert digest(one["networks"]) == digest(two["networks"])
 
 
-def run_in_this_process(commands):
-    handlers = {name: signal.getsignal(name) for name in (signal.SIGINT, signal.SIGTERM)}
-    arguments = sys.argv
-    try:
-        run_scripts(commands)
-    finally:
-        sys.argv = arguments
-        for name, handler in handlers.items():
-            signal.signal(name, handler)
-
-
 def workers(launcher):
     """{rank: process id} of a torchrun's processes."""
-    found = {}
-    for path in Path("/proc").glob("[0-9]*"):
-        try:
-            parent = int((path / "stat").read_text().rsplit(")", 1)[1].split()[1])
-            if parent == launcher:
-                entries = (path / "environ").read_bytes().split(b"\0")
-                (rank,) = [int(entry[5:]) for entry in entries if entry.startswith(b"RANK=")]
-                found[rank] = int(path.name)
-        except (OSError, ValueError):
-            continue  # it has just ended, or not yet begun
-    return found
+    children = Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split()
+    environments = {int(pid): Path(f"/proc/{pid}/environ").read_bytes() for pid in children}
+    return {int(text.split(b"\0RANK=")[1].split(b"\0")[0]): pid
+            for pid, text in environments.items()}
 
 
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="reads /proc")
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_a_signal_to_one_process_stops_both(bedrooms, tmp_path, number):
     """Killed: the other says so and ends within a minute. Asked to stop: both do, and save."""
-    command = [ROOT / "train_gan.py", *COMMON, *TINY["gan"], 100000, "--data", bedrooms, "--out",
-               tmp_path, "--name", "run", "--ckpt-every", 10]
-    launcher = subprocess.Popen([*TORCHRUN, *map(str, command)], stdout=subprocess.PIPE,
-                                stderr=subprocess.PIPE, text=True)
+    gan = command("gan", *COMMON, *tiny.ARGUMENTS["gan"], "--epochs", 100000, "--data", bedrooms,
+                  "--out", tmp_path, "--name", "run", "--ckpt-every", 10)
+    launcher = subprocess.Popen([*TORCHRUN, *gan], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                                text=True)
     try:
         deadline = time.time() + 120
         while not list((tmp_path / "run").glob("ckpt_*")) and time.time() < deadline:

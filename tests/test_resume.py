@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny
 import torch
 from conftest import ROOT, digest
 from PIL import Image
@@ -19,14 +20,9 @@ import evaluate
 from common import checkpoints
 
 FIXTURES = Path(__file__).parent / "fixtures"
-TINY = {  # arguments, option and number of all steps, where to stop; steps a checkpoint, grid, row
-    "gan": (["--size", 8, "--z-dim", 4], "--epochs", 24, 13, (7, 12, 2)),
-    "dcgan": (["--size", 8, "--features", 4, "--z-dim", 4, "--augment", "color,translation"],
-              "--epochs", 24, 13, (7, 12, 2)),
-    "vae": (["--size", 32, "--latent", 4, "--lr-decay", 0.9], "--epochs", 9, 5, (4, 5, 2)),
-    "fastgan": (["--size", 256, "--features", 2, "--z-dim", 8, "--reconstruction", "l1"], "--iters",
-                5, 3, (3, 3, 2)),
-}
+PLANS = {  # number of all steps, where to stop; steps a checkpoint, grid, row
+    "gan": (24, 13, (7, 12, 2)), "dcgan": (24, 13, (7, 12, 2)), "vae": (9, 5, (4, 5, 2)),
+    "fastgan": (5, 3, (3, 3, 2))}
 STATE = ("networks", "sampler", "optimizers", "scaler", "skipped", "random", "others", "data",
          "step", "iteration", "logged", "seen", "taken", "losses")
 
@@ -36,27 +32,21 @@ class Case:
 
     def __init__(self, launch, data, model, precision, folder):
         self.launch, self.model, self.folder = launch, model, folder
-        options, self.steps, self.total, self.stop, every = TINY[model]
-        names = ("--ckpt-every", "--sample-every", "--log-every")
-        self.options = [*options, "--data", data, "--precision", precision, "--device", "cpu",
-                        "--batch-size", 2,
-                        *(item for pair in zip(names, every, strict=True) for item in pair)]
+        self.total, self.stop, (checkpoint, grid, row) = PLANS[model]
+        self.options = [*tiny.ARGUMENTS[model], "--data", data, "--precision", precision,
+                        "--device", "cpu", "--batch-size", 2, "--ckpt-every", checkpoint,
+                        "--sample-every", grid, "--log-every", row]
 
     def start(self, *arguments, total=None, **how):
-        return self.launch(f"train_{self.model}.py", *arguments, self.steps, total or self.total,
-                           cwd=self.folder, **how)
+        return self.launch(f"train_{self.model}.py", *arguments, tiny.STEPS[self.model],
+                           total or self.total, cwd=self.folder, **how)
 
     def new(self, name, total=None, **how):
         return self.start(*self.options, "--name", name, total=total, **how)
 
     def finish(self, process):
-        assert process.wait() == 0, process.stderr
-        complaints = [line for line in process.stderr.splitlines() if "hardly trained" not in line]
-        assert not complaints
-
-    def check_stopped(self, process):
-        assert process.code in (128 + signal.SIGTERM, 128 + signal.SIGINT), process.stderr
-        assert "stopped by a signal; --resume" in process.stderr.splitlines()[-1]
+        lines = process.finish().stderr.splitlines()
+        assert all("hardly trained" in line for line in lines), lines
 
 
 def whole(launch, data, model, precision, folder):
@@ -66,7 +56,7 @@ def whole(launch, data, model, precision, folder):
     return case
 
 
-@pytest.fixture(scope="module", params=TINY)
+@pytest.fixture(scope="module", params=tiny.SIZES)
 def case(request, launch, bedrooms, tmp_path_factory):
     return whole(launch, bedrooms, request.param, "fp32", tmp_path_factory.mktemp("resume"))
 
@@ -118,46 +108,31 @@ def test_a_checkpoint_that_was_moved_goes_on_elsewhere(case):
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_stopped_within_epochs(case, launch, bedrooms, tmp_path, precision):
-    """Between batches, after the last one, at an epoch's end, while the VAE validates, ..."""
+    """Between batches, after the last one, at an epoch's end, while the VAE validates, ...; once
+    in bf16, where Adam's state has another layout."""
     if precision == "bf16":
         case = whole(launch, bedrooms, case.model, precision, tmp_path)
     run, positions = case.folder / "runs" / "within", []
     process = case.new("within", stop_at=1)
-    for asked in (2, 1, 5, 3, 99):
-        process.wait()
-        case.check_stopped(process)
+    for asked in (2, 1, 5, 3, 99) if precision == "fp32" else (99,):
+        assert process.wait() in (128 + signal.SIGTERM, 128 + signal.SIGINT), process.stderr
+        assert "stopped by a signal; --resume" in process.stderr.splitlines()[-1]
         saved = checkpoints.read(checkpoints.find_all(run)[-1])
         positions.append((saved["step"], saved["taken"]))
         process = case.start("--resume", run, stop_at=asked)
         if case.model == "fastgan" and asked == 5:  # it asks once a step: two are left
             break
     case.finish(process)
-    assert positions == {"fastgan": [(1, 0), (3, 0), (4, 0)],
-                         "vae": [(1, 2), (1, 6), (1, 0), (2, 6), (2, 6)]}.get(
+    expected = {"fastgan": [(1, 0), (3, 0), (4, 0)],
+                "vae": [(1, 2), (1, 6), (1, 0), (2, 6), (2, 6)]}.get(
         case.model, [(1, 2), (1, 6), (1, 0), (3, 2), (3, 0)])
+    assert positions == (expected if precision == "fp32" else expected[:1])
     assert_same(case.folder / "runs" / "whole", run, case.total)
 
 
-def test_stopped_by_signals_twice_at_random_moments(case):
-    runs = case.folder / "runs"
-    run, log, stops = runs / "stopped", runs / "stopped" / "log.csv", 0
-    chance = random.Random(case.model)
-    process = case.new("stopped")
-    for _ in range(2):
-        enough = len(rows(run)) + 1 if log.exists() else 1
-        process.wait(lambda enough=enough: log.exists() and len(rows(run)) >= enough)
-        time.sleep(chance.random() / 20)
-        if process.kill(chance.choice([signal.SIGTERM, signal.SIGTERM, signal.SIGINT])):
-            case.check_stopped(process)
-            stops += 1
-        process = case.start("--resume", run)
-    case.finish(process)
-    assert stops, "it ended before any signal"
-    assert_same(runs / "whole", run, case.total)
-
-
 @pytest.mark.parametrize(("model", "kills"), [
-    ("dcgan", 30), ("gan", 6), ("vae", 6), pytest.param("dcgan", 200, marks=pytest.mark.long)])
+    ("dcgan", 30), ("gan", 6), ("vae", 5), ("fastgan", 2),
+    pytest.param("dcgan", 200, marks=pytest.mark.long)])
 def test_killed_at_any_moment(launch, bedrooms, tmp_path, model, kills):
     """At most the steps since the last checkpoint are lost, and the end is the same. One in four
     goes on from a stop by a signal, mostly in the middle of an epoch."""
@@ -224,9 +199,8 @@ def test_a_checkpoint_of_format_1_goes_on(launch, tmp_path):
         Image.fromarray(pixels).save(tmp_path / "photos" / f"{i}.png")
     old = checkpoints.read(FIXTURES / "dcgan_format1.pth")
     assert old["format"] == 1 and old["step"] == 3 and old["iteration"] == 6
-    process = launch("train_dcgan.py", "--resume", FIXTURES / "dcgan_format1.pth", "--name", "run",
-                     "--data", "photos", "--epochs", 4, "--lr", 1e-6, cwd=tmp_path)
-    assert process.wait() == 0, process.stderr
+    launch("train_dcgan.py", "--resume", FIXTURES / "dcgan_format1.pth", "--name", "run",
+           "--data", "photos", "--epochs", 4, "--lr", 1e-6, cwd=tmp_path).finish()
     new = checkpoints.read(tmp_path / "runs" / "run" / "ckpt_000004.pth")
     assert new["format"] == 2 and new["iteration"] == 8
     assert new["optimizers"]["generator"]["state"][0]["step"] == 8

@@ -9,6 +9,7 @@ import time
 from argparse import Namespace
 
 import pytest
+import tiny
 import torch
 from conftest import digest
 from damage import refusal
@@ -17,13 +18,8 @@ from test_resume import assert_same, newest, rows
 from common import checkpoints, photos
 from common.run import Run, append_row, new_folder, plot_losses, truncate_log
 
-TINY = ["train_dcgan.py", "--size", 8, "--features", 4, "--z-dim", 4, "--batch-size", 4,
+TINY = ["train_dcgan.py", *tiny.ARGUMENTS["dcgan"], "--augment", "none", "--batch-size", 4,
         "--device", "cpu", "--precision", "fp32"]
-SMALL = {  # of every model, its size and its steps
-    "gan": ["--size", 8, "--epochs"], "dcgan": ["--size", 8, "--features", 4, "--epochs"],
-    "vae": ["--size", 32, "--latent", 4, "--epochs"],
-    "fastgan": ["--size", 256, "--features", 2, "--reconstruction", "l1", "--iters"]}
-
 
 @pytest.fixture(scope="module")
 def data(bedrooms, tmp_path_factory):
@@ -117,9 +113,11 @@ def test_disk_full_while_it_trains(launch, data, whole, tmp_path, which, room):
 
 
 def test_disk_full_at_the_start(launch, data, tmp_path):
-    process = launch(*TINY, "--data", data, "--name", "run", cwd=tmp_path, limit=100)
+    process = launch(*TINY, "--data", data, "--name", "run", cwd=tmp_path,
+                     limits={resource.RLIMIT_FSIZE: 100})
     assert "args.json" in one_line(process)
-    process = launch("prepare_data.py", "--demo", 2, "--out", "new", cwd=tmp_path, limit=1000)
+    process = launch("prepare_data.py", "--demo", 2, "--out", "new", cwd=tmp_path,
+                     limits={resource.RLIMIT_FSIZE: 1000})
     assert "File too large" in one_line(process)
     assert not (tmp_path / "new").exists()
 
@@ -160,12 +158,12 @@ def test_a_run_folder_that_goes_away(launch, data, tmp_path, every):
 # Numbers
 
 
-@pytest.mark.parametrize("model", SMALL)
+@pytest.mark.parametrize("model", tiny.SIZES)
 def test_numbers_that_blow_up_stop_the_run(launch, data, tmp_path, model):
-    process = launch(f"train_{model}.py", *SMALL[model], 3 if model == "fastgan" else 20,
-                     "--batch-size", 3, "--limit", 3, "--data", data, "--lr", 1e38, "--ckpt-every",
-                     1, "--precision", "fp32", "--name", "run", "--sample-every", 1000,
-                     "--log-every", 1000, cwd=tmp_path)
+    process = launch(f"train_{model}.py", *tiny.ARGUMENTS[model], tiny.STEPS[model],
+                     3 if model == "fastgan" else 20, "--batch-size", 3, "--limit", 3, "--data",
+                     data, "--lr", 1e38, "--ckpt-every", 1, "--precision", "fp32", "--name", "run",
+                     "--sample-every", 1000, "--log-every", 1000, cwd=tmp_path)
     line = one_line(process)
     assert "(step " in line or "after step " in line
     assert "finite" in line or any(f"became {word}" in line for word in ("nan", "inf", "-inf"))
@@ -249,34 +247,34 @@ def test_the_second_to_resume_a_run_is_refused(launch, data, tmp_path):
     first.kill()
 
 
-@pytest.mark.parametrize("model", SMALL)
+@pytest.mark.parametrize("model", tiny.SIZES)
 def test_one_photo_is_enough(launch, data, tmp_path, model):
     """Repeated until a batch is full; in folders with names that shells stumble over."""
     folder = tmp_path / "ein Zimmer, 'größer' & \"teurer\" [1] 🛏\n"
     folder.mkdir()
     shutil.copy(min((data / "train").iterdir()), folder / "ein Bett — 寝室 *.png")
-    launch(f"train_{model}.py", *SMALL[model], 2, "--batch-size", 3, "--data", folder,
-           "--out", folder / "läufe", "--name", "é 1", cwd=tmp_path).finish()
-    launch(f"train_{model}.py", "--resume", folder / "läufe" / "é 1", SMALL[model][-1],
-           3, cwd=tmp_path).finish()
+    name, steps = f"train_{model}.py", tiny.STEPS[model]
+    launch(name, *tiny.ARGUMENTS[model], steps, 2, "--batch-size", 3, "--data", folder, "--out",
+           folder / "läufe", "--name", "é 1", cwd=tmp_path).finish()
+    launch(name, "--resume", folder / "läufe" / "é 1", steps, 3, cwd=tmp_path).finish()
     assert newest(folder / "läufe" / "é 1") == 3
 
 
 def test_memory_and_file_handles_of_a_long_run(launch, data, tmp_path):
-    """As much at step 2,000 as at step 200, with rows, grids and checkpoints on the way."""
-    process = launch(*TINY, "--data", data, "--epochs", 2010, "--ckpt-every", 100, "--keep", 2,
-                     "--sample-every", 200, "--log-every", 1, "--name", "run", cwd=tmp_path)
+    """As much at step 1,100 as at step 200, with rows, grids and checkpoints on the way."""
+    process = launch(*TINY, "--data", data, "--epochs", 1110, "--ckpt-every", 50, "--keep", 2,
+                     "--sample-every", 100, "--log-every", 1, "--name", "run", cwd=tmp_path)
     log, seen = tmp_path / "runs" / "run" / "log.csv", []
-    for step in (205, 2005):
+    for step in (205, 1105):
         assert process.wait(lambda step=step: log.exists()
-                            and log.read_text().count("\n") > step, seconds=240) is None
+                            and log.read_text().count("\n") > step) is None
         os.kill(process.pid, signal.SIGSTOP)
         with open(f"/proc/{process.pid}/statm") as statm:
             resident = int(statm.read().split()[1]) * resource.getpagesize()
         seen.append((resident, len(os.listdir(f"/proc/{process.pid}/fd"))))
         os.kill(process.pid, signal.SIGCONT)
     (early, few), (late, many) = seen
-    assert process.wait() == 0, process.stderr
-    assert late - early < 6 * 2**20, (early, late)
+    process.finish()
+    assert late - early < 4 * 2**20, (early, late)
     assert many <= few + 1  # a file may be open just then
     assert len(checkpoints.find_all(log.parent)) == 2

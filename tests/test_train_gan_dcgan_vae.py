@@ -5,14 +5,13 @@ import json
 
 import numpy as np
 import pytest
+import tiny
 import torch
 from PIL import Image
 from published import plain_gan_step, plain_vae_step
 from torch.nn import functional as F
 
 import nets
-import train_dcgan
-import train_gan
 import train_vae
 from common import checkpoints, devices, photos, sampling
 
@@ -48,65 +47,37 @@ def test_divergence_cannot_overflow(precision, scale):
         assert all(parameter.grad.isfinite().all() for parameter in vae.parameters())
 
 
-def copies(networks, seed=0):
-    """The networks again, with the same weights, from the same seed."""
-    torch.manual_seed(seed)
-    return {name: build() for name, build in networks.items()}
-
-
 @pytest.mark.parametrize(("model", "policy"), [
-    ("gan", []), ("dcgan", []), ("dcgan", ["color", "translation"])])
-def test_adversarial_step(model, policy):
-    build = {"gan": {"generator": lambda: nets.GANGenerator(8, 5),
-                     "discriminator": lambda: nets.GANDiscriminator(8)},
-             "dcgan": {"generator": lambda: nets.DCGANGenerator(16, 5, 4),
-                       "discriminator": lambda: nets.DCGANDiscriminator(16, 4)}}[model]
-    ours, reference = copies(build), copies(build)
-    size = 8 if model == "gan" else 16
-    real = torch.rand(6, 3, size, size) * 2 - 1
+    ("gan", []), ("dcgan", []), ("dcgan", ["color", "translation"]), ("vae", [])])
+def test_a_step_is_the_plain_one(model, policy):
+    """The same losses and weights; no gradient stays, and nothing that it froze stays frozen."""
+    ours, reference = tiny.networks(model), tiny.networks(model)
     kind = torch.optim.AdamW if model == "gan" else torch.optim.Adam
-    adams = [{name: kind(net.parameters(), 1e-3, (0.5, 0.999)) for name, net in nets_.items()}
-             for nets_ in (ours, reference)]
+    adams = [{name: kind(net.parameters(), 1e-3, (0.5, 0.999)) for name, net in networks.items()}
+             for networks in (ours, reference)]
+    real = tiny.photos(model, 6)
+    step, _ = tiny.training(model, ours, adams[0], FLOAT32, policy)
     torch.manual_seed(3)
-    arguments = () if model == "gan" else (policy,)
-    step = {"gan": train_gan, "dcgan": train_dcgan}[model].train_step
-    losses = step(ours, adams[0], FLOAT32, real, *arguments)
+    losses = step(real)
     torch.manual_seed(3)
-    expected = plain_gan_step(*reference.values(), *adams[1].values(), real, policy,
-                              0.5 if model == "gan" else 1)  # a mean over photos and samples
+    if model == "vae":
+        expected = plain_vae_step(reference["vae"], adams[1]["vae"], real, 1)
+    else:
+        expected = plain_gan_step(*reference.values(), *adams[1].values(), real, policy,
+                                  0.5 if model == "gan" else 1)  # a mean over photos and samples
     torch.testing.assert_close(losses, expected)
     for name, network in ours.items():
         for key, value in network.state_dict().items():
             torch.testing.assert_close(value, reference[name].state_dict()[key], rtol=1e-3,
                                        atol=2e-5)
-        assert all(parameter.grad is None for parameter in network.parameters())
-        assert all(parameter.requires_grad for parameter in network.parameters())
+        assert all(p.grad is None and p.requires_grad for p in network.parameters())
 
 
-def test_vae_step():
-    ours, reference = (copies({"vae": lambda: nets.VAE(32, 6)})["vae"] for _ in range(2))
-    real = torch.rand(5, 3, 32, 32) * 2 - 1
-    adams = [torch.optim.Adam(vae.parameters(), 1e-3) for vae in (ours, reference)]
-    torch.manual_seed(3)
-    losses = train_vae.train_step(ours, adams[0], FLOAT32, real, 0.01)
-    torch.manual_seed(3)
-    torch.testing.assert_close(losses, plain_vae_step(reference, adams[1], real, 0.01))
-    for key, value in ours.state_dict().items():
-        torch.testing.assert_close(value, reference.state_dict()[key], rtol=1e-3, atol=2e-5)
-
-
-SCRIPTS = {
-    "gan": ["--size", 8],
-    "dcgan": ["--size", 8, "--features", 4, "--z-dim", 8, "--augment", "translation"],
-    "vae": ["--size", 32, "--latent", 6, "--lr-decay", 0.5],
-}
-
-
-@pytest.mark.parametrize("model", SCRIPTS)
+@pytest.mark.parametrize("model", ["gan", "dcgan", "vae"])
 def test_script(script, bedrooms, tmp_path, model):
     """Three epochs on a folder of photos, the last batch not full, and the images judged."""
-    done = script(f"train_{model}.py", *SCRIPTS[model], "--data", bedrooms, "--batch-size", 4,
-                  "--epochs", 3, "--out", tmp_path, "--name", "run", "--ckpt-every", 2,
+    done = script(f"train_{model}.py", *tiny.ARGUMENTS[model], "--data", bedrooms, "--epochs", 3,
+                  "--batch-size", 4, "--out", tmp_path, "--name", "run", "--ckpt-every", 2,
                   "--sample-every", 2, "--log-every", 1, "--precision", "fp32")
     assert all("collapsed" in line for line in done.stderr.splitlines())  # after three epochs
     run = tmp_path / "run"
@@ -123,14 +94,14 @@ def test_script(script, bedrooms, tmp_path, model):
     assert saved["model"] == model and saved["step"] == 3 and saved["iteration"] == 6
     assert json.loads((run / "args.json").read_text())["arguments"]["epochs"] == 3
     if model == "vae":
-        assert saved["optimizers"]["vae"]["param_groups"][0]["lr"] == 3e-4 * 0.25
+        assert saved["optimizers"]["vae"]["param_groups"][0]["lr"] == pytest.approx(3e-4 * 0.9**2)
         check_validation(saved, rows[-1], bedrooms)
         grid = np.asarray(Image.open(run / "reconstructions_000003.png"))
         # Photos and decoded, of train and validation, and a caption.
         assert grid.shape == (4 * 36 + 14, 8 * 36, 3) and grid[4 * 36 :].max() > 200
 
     # A plain folder of photos does as well, without a validation side.
-    script(f"train_{model}.py", *SCRIPTS[model], "--data", bedrooms / "train", "--epochs", 1,
+    script(f"train_{model}.py", *tiny.ARGUMENTS[model], "--data", bedrooms / "train", "--epochs", 1,
            "--batch-size", 5, "--out", tmp_path, "--name", "plain", "--log-every", 1)
     header = (tmp_path / "plain" / "log.csv").read_text().splitlines()[0]
     assert header == ",".join(["step", "iteration", *names[:3]])
@@ -138,7 +109,7 @@ def test_script(script, bedrooms, tmp_path, model):
 
 def check_validation(saved, row, bedrooms):
     """The log's validation losses, computed here from the checkpoint."""
-    vae = nets.VAE(32, 6).eval()
+    vae = nets.VAE(32, 4).eval()
     vae.encoder.load_state_dict(saved["networks"]["encoder"])
     vae.decoder.load_state_dict(saved["networks"]["generator"])
     images = photos.load_images(bedrooms, "val", 32)[0].float() / 127.5 - 1
