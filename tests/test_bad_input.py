@@ -7,9 +7,9 @@ import pytest
 import tiny
 import torch
 from PIL import Image
+from test_checkpoints import write
 
 import nets
-from common import checkpoints
 
 LONG = "x" * 4000
 OFFLINE = {"https_proxy": "http://127.0.0.1:9", "http_proxy": "http://127.0.0.1:9"}
@@ -172,18 +172,6 @@ class Evil:
         return os.mkdir, ("ran",)
 
 
-def checkpoint(path, model="gan", step=3, save=None, **more):
-    """A small checkpoint with a right checksum, whatever it says."""
-    generator = nets.GANGenerator(8, 4)
-    state = {"model": model, "config": {"image_size": 8, "z_dim": 4}, "step": step,
-             "args": {"data": "drawn", "size": 8, "z_dim": 4}, "sampler": generator.state_dict(),
-             "networks": {}, "optimizers": None, "data": None, **more}
-    folder = path.parent / "making"
-    folder.mkdir()
-    checkpoints.save(folder, state).rename(path)
-    folder.rmdir()
-
-
 @pytest.fixture(scope="module")
 def world(launch, bedrooms, tmp_path_factory):
     """A folder with good things and bad ones."""
@@ -217,11 +205,12 @@ def world(launch, bedrooms, tmp_path_factory):
     launch(*SCRIPTS["gan"], "--data", "drawn", "--ckpt-every", 1, "--name", "done",
            cwd=world).finish()
     (world / "runs" / "done" / "ckpt_000002.pth").unlink()
-    checkpoint(world / "vae.pth", "vae")
-    checkpoint(world / "stranger.pth", "stylegan")
-    checkpoint(world / "slip.pth", args={"data": "drawn", "batch_size": -4})
-    checkpoint(world / "huge.pth", config={"image_size": 8, "z_dim": 10**9})
-    checkpoint(world / "negative.pth", step=-3)
+    for name, contents in {
+            "vae": {"model": "vae"}, "stranger": {"model": "stylegan"}, "negative": {"step": -3},
+            "slip": {"args": {"data": "drawn", "batch_size": -4}},
+            "huge": {"config": {"image_size": 8, "z_dim": 10**9}}}.items():
+        write(world / "making", **contents).rename(world / f"{name}.pth")
+    (world / "making").rmdir()
     torch.save({"format": 99, "model": "gan"}, world / "newer.pth")
     torch.save({"format": 1, "model": "gan"}, world / "hollow.pth")
     torch.save({"format": 1, "model": "gan", "x": Evil()}, world / "evil.pth")

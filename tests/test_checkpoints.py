@@ -67,13 +67,6 @@ def test_damaged_checkpoints_are_refused(tmp_path):
         assert words in refusal(checkpoints.read, path)
 
 
-def nested(levels):
-    value = [1] * 10
-    for _ in range(levels):
-        value = [value] * 10
-    return value
-
-
 def test_bombs_and_absurd_shapes(tmp_path):
     """Each is refused in well under a gigabyte and a few seconds."""
     good = write(tmp_path / "good")
@@ -82,7 +75,10 @@ def test_bombs_and_absurd_shapes(tmp_path):
         for name in old.namelist():
             new.writestr(name, bytes(2**28) if name.endswith("/0") else old.read(name))
     assert bomb.stat().st_size < 10**6
-    hostile = {"wide": torch.zeros(1).expand(10**12), "deep": nested(12), "set": {1, 2},
+    deep = [1] * 10
+    for _ in range(12):
+        deep = [deep] * 10
+    hostile = {"wide": torch.zeros(1).expand(10**12), "deep": deep, "set": {1, 2},
                "meta": torch.empty(10**13, device="meta"), "sparse": torch.eye(3).to_sparse(),
                "bytes": bytearray(100), "parameter": torch.zeros(1).expand(10**9)}
     paths = [bomb]

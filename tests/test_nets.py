@@ -103,13 +103,12 @@ def test_published_outputs(size):
     check_logits(networks["D"](x, 0.5 * x_128)[0], outputs["logits_fake_pair"])
 
 
-@pytest.mark.parametrize("size", [256, 512, 1024])
 @torch.no_grad()
-def test_sizes(size):
-    generator = nets.FastGANGenerator(size, z_dim=32, features=8)
-    discriminator = nets.FastGANDiscriminator(size, features=8)
+def test_the_size_that_has_no_fixture():
+    generator = nets.FastGANGenerator(512, z_dim=32, features=8)
+    discriminator = nets.FastGANDiscriminator(512, features=8)
     image, image_128 = generator(torch.randn(2, 32))
-    assert image.shape == (2, 3, size, size) and image_128.shape == (2, 3, 128, 128)
+    assert image.shape == (2, 3, 512, 512) and image_128.shape == (2, 3, 128, 128)
     logits, maps = discriminator(image, image_128)
     assert logits.shape == (2, 50)
     assert [r.shape for r in discriminator.reconstruct(maps, 3)] == [(2, 3, 128, 128)] * 3

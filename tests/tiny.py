@@ -45,7 +45,7 @@ def training(model, networks, optimizers, numerics, policy=(), distance=None):
         "gan": lambda real: train_gan.train_step(networks, optimizers, numerics, real),
         "dcgan": lambda real: train_dcgan.train_step(networks, optimizers, numerics, real, policy),
         "vae": lambda real: train_vae.train_step(*networks.values(), *optimizers.values(),
-                                                 numerics, real, 1),
+                                                 numerics, real, 0.01),
         "fastgan": lambda real: train_fastgan.train_step(
             networks, optimizers, numerics, average, real.amax(), real, policy, distance),
     }[model]
