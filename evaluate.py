@@ -26,6 +26,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from PIL import Image
+from torch.nn import functional as F
 from tqdm import tqdm
 
 import metrics
@@ -367,11 +368,53 @@ class Comparison:
         measures += metrics.inception_measures(references, samples.features["inception"])
         bar = tqdm(measures, desc=f"numbers of {column.name}", disable=None, leave=False)
         result |= {**metrics.numbers(bar, self.n), "suspects": suspects}
+        if self.args.recover:
+            result = self.recover(column, result)
         self.draw_components(column.name, [
             (f"{label} + synthetic, AA {result[f'aa_{label}']:.2f}",
              {label: real, "synthetic": samples.features["resnet"]})
             for label, real in zip(("train", "test"), self.resnet, strict=True)])
         return result
+
+    def recover(self, column, result):
+        """The result with the rows of --recover; draws its figure."""
+        generator, trained = load_generator(column.checkpoint, self.device), column.checkpoint
+        lpips = self.networks["lpips"] if self.args.weights == "pretrained" else None
+
+        def distance(images, targets):
+            error = (images - targets).square().flatten(1).mean(1)
+            if not lpips:
+                return error
+            pair = [F.interpolate(x, self.networks.lpips_size) if x.shape[2] < 64 else x
+                    for x in (images, targets)]
+            return error + lpips(*pair).flatten()
+
+        errors, figure = [], []
+        bar = tqdm(total=2 * self.args.recover, desc=f"recovering by {column.name}", unit="img",
+                   disable=None, leave=False)
+        with bar:
+            for split, most in (("train", trained["args"].get("limit")), ("val", None)):
+                images, _ = photos.load_images(self.data, split, column.size, column.fit)
+                total = min(len(images), most or len(images))
+                if total < self.args.recover:
+                    cli.fail(f"--recover {self.args.recover}: {column.name} has {total} photos of "
+                             f"{split}")
+                targets = images[draw_rows(total, self.args.recover, self.args.seed)]
+                z, found = sampling.recover(generator, targets, distance, seed=self.args.seed,
+                                            update=bar.update)
+                errors.append(found)
+                for which, order in (("best", found.argsort()), ("worst", found.argsort().flip(0))):
+                    recovered = sampling.generate(generator, z[order[:3]])
+                    figure.append([item for image, target, error in zip(
+                        recovered, targets[order], found[order], strict=False) for item in (
+                        (f"{split}, {which}", target), (f"recovered: {error:.4f}", image))])
+        report.neighbours_figure(
+            figure, f"{column.name}: photos, and the nearest images there are\n{self.caption}",
+            self.out / f"recovered_{slug(column.name)}.png")
+        gap, p = metrics.recovery_gap(*errors)
+        ends = metrics.interval(lambda *halves: metrics.recovery_gap(*halves)[0], *errors)
+        intervals = result["intervals"] | {"recovery_gap": list(ends)}
+        return result | {"recovery_gap": gap, "recovery_p": p, "intervals": intervals}
 
     def draw_neighbours(self, name, column, samples, labels, nearest, suspects):
         """neighbours_*.png of a column by one distance: --show, or the four nearest to a photo."""
@@ -421,35 +464,8 @@ class Comparison:
 # A look into latent space --------------------------------------------------------------------
 
 
-def interpolate(generator, ends, seed, name, frames=48):
-    """<name>.gif, from one sample to another and back, and <name>.png, eight stages of the way."""
-    ends = sampling.latents(seed, ends, generator.z_dim)
-    images = sampling.generate(generator, sampling.between(*ends, frames))
-    stages = torch.linspace(0, frames - 1, 8).round().long()
-    photos.save_grid(images[stages], f"{name}.png")
-    there = [Image.fromarray(image) for image in images.permute(0, 2, 3, 1).numpy()]
-    with files.replacing(f"{name}.gif") as file:
-        there[0].save(file, "GIF", save_all=True, append_images=there[1:] + there[-2:0:-1],
-                      duration=60, loop=0)
-
-
-def mix(generator, rows, seed, path):
-    """A grid: in each row the layout of one sample, in each column the style of another.
-
-    The samples themselves stand above and to the left.
-    """
-    z = sampling.latents(seed, rows, generator.z_dim)
-    n = len(z)
-    plain = sampling.generate(generator, z)
-    mixed = sampling.generate(generator, z.repeat_interleave(n, 0), z.repeat(n, 1))
-    cells = [torch.zeros_like(plain[0]), *plain]
-    for i in range(n):
-        cells += [plain[i], *mixed[i * n : (i + 1) * n]]
-    photos.save_grid(torch.stack(cells), path, n + 1)
-
-
 def explore(args, columns, device):
-    """The pictures of --interpolate and --mix, of each checkpoint."""
+    """The pictures of each checkpoint: --interpolate, as a GIF and in eight stages, and --mix."""
     for column in columns:
         if not column.checkpoint:
             cli.fail("--interpolate and --mix need checkpoints, not --samples")
@@ -461,11 +477,15 @@ def explore(args, columns, device):
     for column in columns:
         generator = load_generator(column.checkpoint, device)
         if args.interpolate:
-            ends = "_".join(map(str, args.interpolate))
-            interpolate(generator, args.interpolate, args.seed,
-                        out / f"interpolate_{ends}_{slug(column.name)}")
+            ends = sampling.latents(args.seed, args.interpolate, generator.z_dim)
+            images = sampling.generate(generator, sampling.between(*ends, 48))
+            name = "interpolate_{}_{}_{}".format(*args.interpolate, slug(column.name))
+            photos.save_animation(images, out / f"{name}.gif")
+            photos.save_grid(images[torch.linspace(0, 47, 8).round().long()], out / f"{name}.png")
         if args.mix:
-            mix(generator, args.mix, args.seed, out / f"mix_{slug(column.name)}.png")
+            z = sampling.latents(args.seed, args.mix, generator.z_dim)
+            photos.save_grid(sampling.mixed(generator, z), out / f"mix_{slug(column.name)}.png",
+                             len(z) + 1)
     print(f"written to {out}/")
 
 
@@ -475,6 +495,8 @@ def main(args):
     device = devices.choose_device(args.device)
     columns = unique_names([folder_column(folder, args.size) for folder in args.samples]
                            if args.samples else checkpoint_columns(args))
+    if args.recover and args.samples:
+        cli.fail("--recover needs checkpoints, not --samples")
     if args.interpolate or args.mix:
         explore(args, columns, device)
         return
@@ -550,6 +572,10 @@ if __name__ == "__main__":
                        help="LPIPS network")
     group.add_argument("--lpips-size", type=cli.number(int, 64), default=256, metavar="N",
                        help="larger images are shrunk to it for LPIPS, pixels")
+    group.add_argument("--recover", type=cli.number(int, 2), metavar="N",
+                       help="also look for the latents of N training and N validation photos, 200 "
+                       "passes through the generator each: with N 100, minutes on a GPU, hours on "
+                       "a CPU for FastGAN")
     group.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
     group = parser.add_argument_group("what to write")
     group.add_argument("--out", help="folder (default: eval/ beside what is judged)")

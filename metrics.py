@@ -300,16 +300,6 @@ def accuracy_of_neighbors(lists, pair, real_rows, fake_rows):
     return apart / (2 * len(real_rows))
 
 
-def privacy_loss(train, validation, fake, distance=pairwise_cosine):
-    """Adversarial accuracy on validation less that on train: a number in [-1, 1].
-
-    Above 0, the fake points are nearer to the training points than to others of the same
-    kind: training data leaks (Yale et al. 2020, eq. 2). Three sets of one size, else ValueError.
-    """
-    return (adversarial_accuracy(validation, fake, distance)
-            - adversarial_accuracy(train, fake, distance))
-
-
 def copy_test(fake, validation):
     """Which fake points are nearer to a training point than unseen photos ever are? Nearest first.
 
@@ -398,6 +388,15 @@ def _distance_within_cells(x, y):
     """Euclidean distances of points whose last coordinate is their cell; infinite to others."""
     distances = pairwise_euclidean(x[:, :-1], y[:, :-1])
     return distances.masked_fill_(x[:, -1:] != y[:, -1], torch.inf)
+
+
+def recovery_gap(train, validation):
+    """(gap, p) of recovery errors (n,) of photos (Webster et al. 2019): the median of validation
+    less that of train, and p of the Kolmogorov-Smirnov test that both are alike."""
+    from scipy.stats import ks_2samp
+
+    train, validation = np.asarray(train), np.asarray(validation)
+    return np.median(validation) - np.median(train), ks_2samp(train, validation).pvalue
 
 
 # Pieces: cells of images ---------------------------------------------------------------------
@@ -576,6 +575,8 @@ def copy_measure(lists, rows, suffix=""):
 
 def copying_measure(train, validation, fake):
     """C_T of the directions of features (n, d), as cosine sees them; None if points are too few."""
+    if len(fake) < 20:
+        return None
     copying = CopyingScore(*(F.normalize(x.double(), dim=1) for x in (train, validation, fake)))
     n = len(fake)
 
@@ -586,8 +587,7 @@ def copying_measure(train, validation, fake):
 
 
 def piece_measure(train, validation, rows, cells):
-    """The share of pieces nearer to training, and the median number of photos that they come from,
-    of row numbers of train, validation and samples."""
+    """The share of pieces nearer to training and the median number of photos that they are of."""
 
     def numbers(*rows):
         sides, photos = pieces_of_neighbors(train, validation, *rows, cells)

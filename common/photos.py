@@ -259,3 +259,11 @@ def save_grid(images, path, columns=8, caption=""):
     ImageDraw.Draw(picture).text((3, grid.shape[1] - 13), caption, "white")
     with files.replacing(path) as file:
         picture.save(file, format="PNG")
+
+
+def save_animation(images, path):
+    """An endless GIF of uint8 images (n, 3, h, w), there and back."""
+    there = [Image.fromarray(image) for image in images.permute(0, 2, 3, 1).numpy()]
+    with files.replacing(path) as file:
+        there[0].save(file, "GIF", save_all=True, append_images=there[1:] + there[-2:0:-1],
+                      duration=60, loop=0)

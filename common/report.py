@@ -37,6 +37,8 @@ ROWS = {  # name in JSON and CSV: (in the table, the ideal or None, digits; None
     "authpct_lpips": ("AuthPct, LPIPS", None, 0),
     "pieces": ("pieces nearer to training", 0.5, 2),
     "piece_photos": ("photos they come from", None, 0),
+    "recovery_gap": ("recovery gap", 0, None),
+    "recovery_p": ("its p value", None, None),
 }
 STUDY = [  # published, not ours: 331 images a set at 1024×1024
     {"name": f"published {name}", "kind": "published", "n": 331, **dict(zip(
@@ -52,7 +54,7 @@ STUDY = [  # published, not ours: 331 images a set at 1024×1024
 def rounded(row, value):
     """(the value, rounded to its row's digits after the point, their number)."""
     digits = ROWS[row][2]
-    if digits is None:  # KID's scale is that of the features
+    if digits is None:  # KID's scale is that of the features; errors and p values may be small
         digits = max(0, 2 - math.floor(math.log10(abs(value) or 1)))
     return round(value, digits) + 0, digits  # + 0: never -0.00
 
@@ -151,7 +153,7 @@ def table_figure(results, caption, path):
 
 
 def neighbours_figure(rows, title, path):
-    """A row for each sample: the sample, then its nearest photos.
+    """A row for each sample: the sample, then its nearest photos; or any other rows of images.
 
     rows: lists of (label, uint8 image (3, h, w)), all of one length.
     """

@@ -159,3 +159,16 @@ def recover(generator, photos, distance, steps=100, starts=2, batch_size=32, see
         if update:
             update(len(part))
     return tuple(map(torch.cat, zip(*found, strict=True)))
+
+
+def mixed(generator, z):
+    """A square grid of uint8 images ((n + 1)^2, 3, h, w), row by row, of FastGAN's latents (n, z).
+
+    In each row the layout of one sample, in each column the style of another; the samples
+    themselves stand above and to the left.
+    """
+    plain, n = generate(generator, z), len(z)
+    cells = generate(generator, z.repeat_interleave(n, 0), z.repeat(n, 1))
+    first = torch.cat([torch.zeros_like(plain[:1]), plain])
+    rows = [torch.cat([plain[i : i + 1], cells[i * n : (i + 1) * n]]) for i in range(n)]
+    return torch.cat([first, *rows])
