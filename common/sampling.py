@@ -94,7 +94,7 @@ def generate(generator, *z, batch_size=8):
 
 
 def quasi_newton(pairs, slope):
-    """Each row's L-BFGS step for slopes (n, d): the two loops of Nocedal 1980.
+    """Each row's L-BFGS step for slopes (n, d): Nocedal 1980, in two loops.
 
     pairs, oldest first: moves (n, d), the changes of slope that they made, and 1 over the product
     of the two (n, 1), which is 0 in rows without one. A row without any pair makes a step of 1.
@@ -112,21 +112,25 @@ def quasi_newton(pairs, slope):
     return step
 
 
-def recover(generator, photos, distance, steps=100, starts=2, batch_size=32, seed=0, update=None):
+def recover(generator, photos, distance, steps=100, starts=2, batch_size=8, seed=0, update=None):
     """Latents (n, z_dim) of the images nearest to uint8 photos (n, 3, s, s), and their distances.
 
     The recovery of Webster et al. 2019 (arXiv 1901.03396): a generator that comes nearer to
-    training than to validation photos holds some of the former by heart. distance(images, targets
-    (b, 3, s, s) in [-1, 1]) -> (b,), with gradients. L-BFGS as there, but each row by itself, for
-    `steps` passes from each of the starts: latents of the seed, the same for every photo. At most
-    max(batch_size, starts) images are on their way at once; update(k) hears of k photos done.
-    Returns float32 on the CPU.
+    training than to validation photos holds some of the former by heart. L-BFGS as there (it comes
+    nearer than Adam does in twice the passes), but a photo at a time: its result depends on it and
+    the seed alone, but for rounding, which grows: errors differed by 1% between batch sizes.
+    Float32 on the CPU.
+    distance(images, targets), of (b, 3, s, s) in [-1, 1] both, gives (b,) and has gradients.
+    steps: passes from each of the starts, which are latents of the seed, the same for every photo.
+    batch_size: images on their way at once, or `starts` if that is more.
+    update(k) is called when k more photos are done.
     """
     device, z_dim = next(generator.parameters()).device, generator.z_dim
     first, found = latents(seed, range(starts), z_dim).to(device), []
 
     def inside(z):
-        # One draw in 400 lies farther out; free latents leave for where no sample comes from.
+        # One draw in 400 lies farther out. Free latents go to where no sample comes from, twice as
+        # far; on the shell alone, images of shorter or longer draws could not be found again.
         return z * ((z_dim**0.5 + 2) / z.norm(dim=1, keepdim=True)).clamp(max=1)
 
     @torch.enable_grad()
