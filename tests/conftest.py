@@ -4,7 +4,6 @@ import hashlib
 import os
 import runpy
 import sys
-from pathlib import Path
 
 # Before torch is imported, here or in a script that a test runs: on images as small as the tests'
 # a second thread only waits for the first.
@@ -12,9 +11,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
-from forks import Launcher  # noqa: E402
+from forks import ROOT, Launcher  # noqa: E402
 
-ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 

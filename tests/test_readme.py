@@ -9,12 +9,11 @@ import shutil
 import subprocess
 import sys
 import tarfile
-from pathlib import Path
 
 import forks
 import pytest
+from conftest import ROOT
 
-ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```sh\n(.*?)```", README, re.S)
 INLINE = [" ".join(text.split()) for text in

@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,11 +14,11 @@ import tiny
 import torch
 from conftest import ROOT, digest
 from PIL import Image
+from test_nets import FIXTURES
 
 import evaluate
 from common import checkpoints
 
-FIXTURES = Path(__file__).parent / "fixtures"
 PLANS = {  # number of all steps, where to stop; steps a checkpoint, grid, row
     "gan": (24, 13, (7, 12, 2)), "dcgan": (24, 13, (7, 12, 2)), "vae": (9, 5, (4, 5, 2)),
     "fastgan": (5, 3, (3, 3, 2))}
