@@ -378,7 +378,7 @@ class Comparison:
 
     def recover(self, column, result):
         """The result with the rows of --recover; draws its figure."""
-        generator, trained = load_generator(column.checkpoint, self.device), column.checkpoint
+        generator = load_generator(column.checkpoint, self.device)
         lpips = self.networks["lpips"] if self.args.weights == "pretrained" else None
 
         def distance(images, targets):
@@ -393,7 +393,7 @@ class Comparison:
         bar = tqdm(total=2 * self.args.recover, desc=f"recovering by {column.name}", unit="img",
                    disable=None, leave=False)
         with bar:
-            for split, most in (("train", trained["args"].get("limit")), ("val", None)):
+            for split, most in (("train", column.checkpoint["args"].get("limit")), ("val", None)):
                 images, _ = photos.load_images(self.data, split, column.size, column.fit)
                 total = min(len(images), most or len(images))
                 if total < self.args.recover:

@@ -395,8 +395,8 @@ def recovery_gap(train, validation):
     less that of train, and p of the Kolmogorov-Smirnov test that both are alike."""
     from scipy.stats import ks_2samp
 
-    train, validation = np.asarray(train), np.asarray(validation)
-    return np.median(validation) - np.median(train), ks_2samp(train, validation).pvalue
+    gap = np.median(validation) - np.median(train)
+    return float(gap), float(ks_2samp(train, validation).pvalue)
 
 
 # Pieces: cells of images ---------------------------------------------------------------------

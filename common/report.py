@@ -38,7 +38,7 @@ ROWS = {  # name in JSON and CSV: (in the table, the ideal or None, digits; None
     "pieces": ("pieces nearer to training", 0.5, 2),
     "piece_photos": ("photos they come from", None, 0),
     "recovery_gap": ("recovery gap", 0, None),
-    "recovery_p": ("its p value", None, None),
+    "recovery_p": ("its p value", None, 4),
 }
 STUDY = [  # published, not ours: 331 images a set at 1024×1024
     {"name": f"published {name}", "kind": "published", "n": 331, **dict(zip(
@@ -54,7 +54,7 @@ STUDY = [  # published, not ours: 331 images a set at 1024×1024
 def rounded(row, value):
     """(the value, rounded to its row's digits after the point, their number)."""
     digits = ROWS[row][2]
-    if digits is None:  # KID's scale is that of the features; errors and p values may be small
+    if digits is None:  # KID's scale is that of the features; a gap may be of any size, too
         digits = max(0, 2 - math.floor(math.log10(abs(value) or 1)))
     return round(value, digits) + 0, digits  # + 0: never -0.00
 

@@ -48,7 +48,7 @@ def run(tmp_path_factory):
 def networks_are_built_once():
     """Building random ones takes seconds."""
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("inception_network", "resnet50_network", "lpips_network"):
+        for name in ("inception_network", "resnet50_network", "pieces_network", "lpips_network"):
             patch.setattr(features, name, functools.cache(getattr(features, name)))
         yield
 
@@ -86,14 +86,16 @@ def test_two_checkpoints_of_the_newest_run(script, evaluated, run, bedrooms, mon
     assert "warning: fastgan 20 was trained on other photos" in done.stderr
     out = run / "eval"
     pictures = {f"{kind}_fastgan-{step}.png" for step in (10, 20)
-                for kind in ("neighbours_cosine", "neighbours_lpips", "pca")}
+                for kind in ("neighbours_cosine", "neighbours_lpips", "pca", "pieces")}
     assert {path.name for path in out.iterdir()} == pictures | {
         "metrics.json", "metrics.csv", "table.md", "table.png", "pca_real.png", "curve.png",
         ".cache"}
     written = json.loads((out / "metrics.json").read_text())
     real, first, second = written["columns"]
     assert [real["name"], first["name"], second["name"]] == ["REAL", "fastgan 10", "fastgan 20"]
-    rows = ROWS - {"fid_infinity_train", "fid_infinity_validation"}  # too few photos for these
+    # Too few photos for some, and --recover was not asked for.
+    rows = ROWS - {"fid_infinity_train", "fid_infinity_validation", "ct", "recovery_gap",
+                   "recovery_p"}
     assert set(first) == {"name", "kind", "n", "path", "model", "step", "intervals", "suspects",
                           *rows}
     assert [written["settings"][key] for key in ("n", "size", "fit")] == [6, 256, "square"]
@@ -165,6 +167,34 @@ def test_four_models_in_one_table(evaluated, tmp_path, bedrooms):
     assert "FID train" in out and "--fit" not in err
 
 
+def test_recovery_of_a_generator_that_knows_its_training_photos(evaluated, bedrooms, tmp_path):
+    """A linear one whose images are mixtures of the training photos."""
+    path = write_checkpoint(tmp_path / "gan", 5, 28, 1, "gan", z_dim=6)
+    checkpoint = torch.load(path, weights_only=True)
+    generator = nets.GANGenerator(28, 6)
+    layers = [layer for layer in generator.modules() if isinstance(layer, torch.nn.Linear)]
+    images, _ = photos.load_images(bedrooms, "train", 28, "square")
+    with torch.no_grad():
+        for layer in layers[:-1]:  # z and -z, through the LeakyReLUs
+            layer.weight.zero_()
+        layers[0].weight[:12] = torch.cat([torch.eye(6), -torch.eye(6)])
+        for layer in layers[1:-1]:
+            layer.weight[:12, :12] = torch.eye(12)
+        logits = torch.atanh((images.flatten(1).float() / 127.5 - 1).clamp(-0.99, 0.99))
+        layers[-1].weight.zero_()
+        layers[-1].weight[:, :6], layers[-1].weight[:, 6:12] = logits.T / 2, -logits.T / 2
+    checkpoint["sampler"] = generator.eval().state_dict()
+    checkpoints.save(path.parent, checkpoint | {"step": 6})
+    out, _ = evaluated("--run", path.parent, "--ckpt", 6, "--data", bedrooms, "--n", 4,
+                       "--recover", 6, "--out", tmp_path / "out", "--json", "-")
+    column = json.loads(out)["columns"][1]
+    assert column["recovery_gap"] > 0.01 and column["recovery_p"] < 0.01
+    low, high = column["intervals"]["recovery_gap"]
+    assert low < column["recovery_gap"] < high
+    picture = Image.open(tmp_path / "out" / "recovered_gan-6.png")
+    assert picture.width > 1000 and picture.height > 900
+
+
 def test_training_photos_as_samples_are_found_out(evaluated, bedrooms, tmp_path):
     """Copies: FID 0, adversarial accuracy 0, and each named beside its own photo."""
     copies = tmp_path / "copies"
@@ -177,6 +207,8 @@ def test_training_photos_as_samples_are_found_out(evaluated, bedrooms, tmp_path)
     assert column["aa_train"] == column["aa_train_lpips"] == 0
     assert column["privacy_loss"] > 0.2
     assert column["copies"] == column["copies_lpips"] == 1
+    assert column["authpct"] == column["authpct_lpips"] == 0
+    assert column["pieces"] == column["piece_photos"] == 1
     for kind in ("cosine", "lpips"):
         found = column["suspects"][kind]
         assert len(found) == 6 and all(s["name"] == s["photo"] for s in found)
@@ -221,7 +253,8 @@ def test_bad_input(refused, run, bedrooms, tmp_path):
             (["--samples", mixed, "--data", bedrooms], "--size"),
             (["--run", run, "--data", bedrooms], "--weights random"),
             (["--ckpt", gan, "--mix", 0, 1], "gan"),
-            (["--samples", mixed, "--size", 64, "--interpolate", 0, 1], "need checkpoints")]:
+            (["--samples", mixed, "--size", 64, "--interpolate", 0, 1], "need checkpoints"),
+            (["--samples", mixed, "--size", 64, "--recover", 2], "needs checkpoints")]:
         line = refused("evaluate.py", *arguments, "--out", tmp_path / "out", cwd=tmp_path,
                        env=offline)
         assert words in line, line

@@ -63,6 +63,28 @@ def test_resnet_embedding_is_torchvisions(resnet):
     assert (ours - expected).norm() < 1e-4 * expected.norm()
 
 
+def test_pieces_are_what_torchvisions_second_stage_sees_of_14_by_14_cells():
+    net = features._network("resnet50", torchvision.models.resnet50, "random")
+    images, maps = drawn(3, 224), []
+    net.layer2.register_forward_hook(lambda *call: maps.append(call[-1]))
+    with torch.no_grad():
+        normalize = torchvision.transforms.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+        net(normalize(images / 255))
+    ours = features.features(images, features.pieces_network("random"))
+    assert ours.shape == (3, features.CELLS**2, 128)
+    torch.testing.assert_close(ours.norm(dim=2), torch.ones(3, 196))
+    blocks = maps[0].view(3, 512, 14, 2, 14, 2).mean((3, 5))  # image, channel, row, column
+    cells = torch.stack([blocks[1, :, row, column] for row in range(14) for column in range(14)])
+    exact = metrics.pairwise_cosine(cells, cells)
+    nearly, apart = metrics.pairwise_cosine(ours[1], ours[1]), ~torch.eye(196, dtype=torch.bool)
+    change = nearly[apart] / exact[apart] - 1  # by the projection: sqrt(2 / 128) in theory
+    assert change.mean().abs() < 0.06 and 0.06 < change.std() < 0.25
+    moved = images.roll(32, 3)  # by two cells
+    inner = features.features(moved, features.pieces_network("random")).view(3, 14, 14, 128)
+    near = ours.view(3, 14, 14, 128)[:, 4:10, 4:8] * inner[:, 4:10, 6:10]
+    assert (1 - near.sum(3)).median() < 0.2 * nearly.median()
+
+
 @pytest.mark.parametrize("size", [(64, 64), (299, 299), (400, 333)])
 def test_clean_resize_equals_clean_fid(size):
     resize = pytest.importorskip("cleanfid.resize").build_resizer("clean")
@@ -238,3 +260,12 @@ def test_what_a_thread_makes_ahead():
     assert next(made) == 1
     with pytest.raises(SystemExit):
         next(made)
+
+
+def test_a_subset_of_an_image_set(tmp_path):
+    images = drawn(6)
+    whole = features.ImageSet("set", "key", 6, lambda rows: [images[rows]], tmp_path)
+    assert whole.subset(torch.arange(6)) is whole
+    some = whole.subset(torch.tensor([1, 4]))
+    assert torch.equal(next(iter(some.batches(torch.tensor([1])))), images[[4]])
+    assert len({whole.key, some.key, whole.subset(torch.tensor([1, 5])).key}) == 3

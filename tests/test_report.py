@@ -1,7 +1,9 @@
-"""The table of evaluate.py; its figures are drawn by tests/test_evaluate.py."""
+"""The table of evaluate.py, and a figure; the others are drawn by tests/test_evaluate.py."""
 
 import csv
 import io
+
+import numpy as np
 
 from common import report
 
@@ -39,3 +41,20 @@ def test_csv():
     assert [row["note"] for row in rows] == ["random"] * 3 + ["published"]
     assert rows[1]["aa_train"] == "0.41" and rows[1]["recall"] == rows[3]["aa_train"] == ""
     assert [rows[1][f"aa_train_{end}"] for end in ("low", "high")] == ["0.3", "0.5"]
+
+
+def test_pieces_are_outlined_where_they_are(monkeypatch):
+    """Of images 28 pixels wide, in 14 × 14 cells of 2 pixels counted row by row."""
+    saved = []
+    monkeypatch.setattr(report, "save_figure", lambda figure, *_: saved.append(figure))
+    image = np.zeros((3, 28, 28), np.uint8)
+    report.pieces_figure([[("sample", image, {0: [1], 1: [195]}), ("photo", image, {0: [14]})],
+                          [("one without pieces", image, {})]], 14, "title", "pieces.png")
+    sample, photo, without, empty = saved[0].axes
+    assert [axis.get_title() for axis in (sample, without, empty)] == [
+        "sample", "one without pieces", ""]
+    corners = [[patch.get_xy() for patch in axis.patches] for axis in saved[0].axes]
+    assert corners == [[(1.5, -0.5), (25.5, 25.5)], [(-0.5, 1.5)], [], []]  # x, y
+    assert {patch.get_width() for patch in sample.patches} == {2}
+    colors = [patch.get_edgecolor() for patch in (*sample.patches, *photo.patches)]
+    assert colors[0] == colors[2] != colors[1]
