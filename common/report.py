@@ -173,7 +173,7 @@ def pieces_figure(rows, cells, title, path):
     rows: lists of (label, uint8 image (3, h, w), {number of a colour: cells to outline in it}); of
     cells × cells, counted row by row.
     """
-    from matplotlib.patches import Rectangle
+    from matplotlib.collections import LineCollection
 
     columns = max(map(len, rows))
     figure, axes = new_figure(2.6 * columns, 2.8 * len(rows) + 0.6, len(rows), columns)
@@ -183,12 +183,20 @@ def pieces_figure(rows, cells, title, path):
         for axis, (label, image, outlined) in zip(row_axes, row, strict=False):
             axis.imshow(np.asarray(image).transpose(1, 2, 0))
             axis.set_title(label, fontsize=9)
-            side = image.shape[-1] / cells
             for color, places in outlined.items():
-                for i, j in (divmod(int(place), cells) for place in places):
-                    axis.add_patch(Rectangle((j * side - 0.5, i * side - 0.5), side, side,
-                                             edgecolor=f"C{color + 1}", facecolor="none"))
+                lines = outlines({divmod(int(place), cells) for place in places})
+                lines = np.reshape(lines, (-1, 2, 2)) * image.shape[-1] / cells - 0.5
+                axis.add_collection(LineCollection(lines, colors=f"C{color + 1}", linewidths=2))
     save_figure(figure, title, path)
+
+
+def outlines(places):
+    """The borders of the regions that cells {(row, column)} form: [((x, y), (x, y)), ...]."""
+    sides = {(-1, 0): ((0, 0), (1, 0)), (1, 0): ((0, 1), (1, 1)),
+             (0, -1): ((0, 0), (0, 1)), (0, 1): ((1, 0), (1, 1))}
+    return [tuple((column + x, row + y) for x, y in side)
+            for row, column in sorted(places) for (down, right), side in sides.items()
+            if (row + down, column + right) not in places]
 
 
 def pca_figure(pca, panels, title, path):

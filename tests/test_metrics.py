@@ -335,6 +335,28 @@ def test_pieces_of_nothing_copied():
     assert ((low <= 0.5) & (high >= 0.5)).sum() >= 18 and (high - low).mean() < 0.7
 
 
+@pytest.mark.parametrize("copied", [0, 24])
+def test_intervals_of_memorisation_cover_their_means_over_draws(copied):
+    def measures(seed):
+        train, validation, fake = (gaussian(120, 6, seed=3 * seed + i) for i in range(3))
+        fake[:copied] = train[:copied] + 0.05 * gaussian(copied, 6, seed=seed)
+        lists = metrics.neighbor_lists("TT", {"T": train}, 120, metrics.pairwise_cosine)
+        lists |= {"FT": metrics.nearest_neighbors(fake, train, 32)}
+        rows = [torch.arange(120)] * 2
+        authentic = metrics.Measure(lambda *rows: {"authpct": metrics.authenticity_of_neighbors(
+            lists, "TF", *rows)}, rows, effort=0.1)
+        return [authentic, metrics.copying_measure(train, validation, fake)._replace(effort=0.1)]
+
+    draws = [[measure.statistic(*measure.sets) for measure in measures(seed)]
+             for seed in range(100, 160)]
+    means = [np.mean([next(iter(draw[i].values())) for draw in draws]) for i in range(2)]
+    ends = [metrics.numbers(measures(seed), 120)["intervals"] for seed in range(24)]
+    for name, mean in zip(("authpct", "ct"), means, strict=True):
+        low, high = np.transpose([found[name] for found in ends])
+        assert np.mean((low <= mean) & (mean <= high)) >= 0.87, name
+        assert (high - low).mean() < (30 if name == "authpct" else 3.2)
+
+
 # The numbers of a table
 
 

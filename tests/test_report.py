@@ -48,13 +48,15 @@ def test_pieces_are_outlined_where_they_are(monkeypatch):
     saved = []
     monkeypatch.setattr(report, "save_figure", lambda figure, *_: saved.append(figure))
     image = np.zeros((3, 28, 28), np.uint8)
-    report.pieces_figure([[("sample", image, {0: [1], 1: [195]}), ("photo", image, {0: [14]})],
+    report.pieces_figure([[("sample", image, {0: [1, 2], 1: [195]}), ("photo", image, {0: [14]})],
                           [("one without pieces", image, {})]], 14, "title", "pieces.png")
     sample, photo, without, empty = saved[0].axes
     assert [axis.get_title() for axis in (sample, without, empty)] == [
         "sample", "one without pieces", ""]
-    corners = [[patch.get_xy() for patch in axis.patches] for axis in saved[0].axes]
-    assert corners == [[(1.5, -0.5), (25.5, 25.5)], [(-0.5, 1.5)], [], []]  # x, y
-    assert {patch.get_width() for patch in sample.patches} == {2}
-    colors = [patch.get_edgecolor() for patch in (*sample.patches, *photo.patches)]
-    assert colors[0] == colors[2] != colors[1]
+    first, last, other = *sample.collections, *photo.collections
+    corners = [np.concatenate(lines.get_segments()) for lines in (first, last, other)]
+    assert [(found.min(0).tolist(), found.max(0).tolist()) for found in corners] == [
+        ([1.5, -0.5], [5.5, 1.5]), ([25.5, 25.5], [27.5, 27.5]), ([-0.5, 1.5], [1.5, 3.5])]  # x, y
+    assert len(first.get_segments()) == 6 and len(last.get_segments()) == 4  # none between 1 and 2
+    assert (first.get_colors() == other.get_colors()).all()
+    assert (first.get_colors() != last.get_colors()).any()
