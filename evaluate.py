@@ -588,5 +588,5 @@ if __name__ == "__main__":
                        help="instead: the way from sample A to sample B, animated and as a strip")
     group.add_argument("--mix", type=cli.seed, nargs="+", metavar="I",
                        help="instead, of FastGAN: a grid of these samples' layouts and styles")
-    with cli.system_errors():
+    with cli.system_errors("--size, --lpips-size or --n"):
         main(parser.parse_args())

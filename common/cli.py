@@ -32,8 +32,11 @@ def warn(message):
 
 
 @contextlib.contextmanager
-def system_errors():
-    """Turns what the system refuses (a full disk, memory) and Ctrl-C into one line and an exit."""
+def system_errors(smaller=""):
+    """Turns what the system refuses (a full disk, memory) and Ctrl-C into one line and an exit.
+
+    smaller: the flags that help where memory runs out.
+    """
     try:
         yield
     except OSError as error:
@@ -43,7 +46,7 @@ def system_errors():
         words = ("llocate", "overflowed", "bad_alloc")
         if not (isinstance(error, MemoryError) or any(word in str(error) for word in words)):
             raise
-        fail(f"out of memory ({error}): a smaller --batch-size, --size or --features helps")
+        fail(f"out of memory ({error})" + (f": a smaller {smaller} helps" if smaller else ""))
     except KeyboardInterrupt:
         print(f"{_speaker()}: interrupted", file=sys.stderr)
         sys.exit(128 + signal.SIGINT)

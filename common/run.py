@@ -34,7 +34,7 @@ SKIPPED = "skipped_updates"  # column of the log with fp16: their number since t
 
 def launch(main, parser, model, demo):
     """Runs a training script: main(args, checkpoint), errors of the user's in one line."""
-    with cli.system_errors(), devices.others_may_end():
+    with cli.system_errors("--batch-size, --size or --features"), devices.others_may_end():
         main(*parse_arguments(parser, model, demo))
 
 
@@ -300,8 +300,6 @@ def catch_signals():
 
 class Run:
     """Where a training run stands: what is logged, saved and resumed, and in which folder.
-
-    Each training script shows its use.
 
     config: the generator's arguments; networks, optimizers: dicts; data: (how many training
     photos, their SHA-256); names: of the losses.
