@@ -6,13 +6,13 @@
     python evaluate.py --ckpt runs/*/ckpt_*.pth          # several runs in one table
     python evaluate.py --samples DIR --data data/bedroom # images of any generator
     python evaluate.py --json - > numbers.json           # for shell loops
+    python evaluate.py --recover 100                     # and: does it know photos by heart?
     python evaluate.py --interpolate 3 7                 # from sample 3 to sample 7, no table
     python evaluate.py --mix 0 1 2 3                     # FastGAN: layouts × styles, no table
 
-Writes metrics.json, metrics.csv, table.md, table.png and figures (nearest photos, components, FID
-over steps) to <run>/eval/. Features are kept in <data>/.cache/ and in .cache/ beside these files:
-the next call computes only what is new. The REAL column compares training with validation photos:
-the best that can be had.
+Writes metrics.json, metrics.csv, table.md, table.png and figures (nearest photos, pieces of photos,
+components, FID over steps) to <run>/eval/. Features are kept in <data>/.cache/ and in .cache/
+beside these files. The REAL column compares training with validation photos: the best there is.
 """
 
 import functools
@@ -146,6 +146,12 @@ def common_data(columns):
 # Photos and samples, and their numbers -------------------------------------------------------
 
 
+def limit_of(column):
+    """How many of the training photos, the first ones, a checkpoint was trained on at most."""
+    limit = column.checkpoint["args"].get("limit")
+    return limit if isinstance(limit, int) and limit > 0 else sys.maxsize
+
+
 def draw_rows(total, n, seed):
     """n of the rows 0 ... total - 1, drawn by seed, in their order: a tensor (n,)."""
     return torch.from_numpy(np.sort(np.random.default_rng(seed).permutation(total)[:n]))
@@ -175,14 +181,6 @@ def load_generator(checkpoint, device):
     return sampling.estimate_batch_norm(generator) if checkpoint["published"] else generator
 
 
-def save_images(batches, folder):
-    """Writes uint8 images to a folder as 00000.png, 00001.png, ..."""
-    folder.mkdir(parents=True, exist_ok=True)
-    images = (image for batch in features.ahead(batches) for image in batch)
-    for row, image in enumerate(images):
-        Image.fromarray(image.permute(1, 2, 0).numpy()).save(folder / f"{row:05d}.png")
-
-
 class Comparison:
     """The photos, and what is measured of samples against them at one size and in equal number."""
 
@@ -200,6 +198,9 @@ class Comparison:
             cli.fail(f"sets of {self.n} are too small to compare; at least 2 images each")
         if args.show and max(args.show) >= self.n:
             cli.fail(f"--show {max(args.show)}: the samples are 0 to {self.n - 1}")
+        for split, images in (("train", self.train), ("val", self.validation)):
+            if args.recover and args.recover > images.n:
+                cli.fail(f"--recover {args.recover}: {data}/{split} has {images.n} photos")
         self.out = Path(args.out or columns[0].home / "eval")
         self.note = ("random features: not comparable with published numbers"
                      if args.weights == "random" else None)
@@ -221,8 +222,13 @@ class Comparison:
             cli.warn(f"--fit {self.fit} for all photos, but {', '.join(others)} trained on "
                      f"{'crop' if self.fit == 'square' else 'square'} ones")
         for column in columns:
-            same_form = (column.size, column.fit) == (self.size, self.fit)
-            if same_form and column.checkpoint["data"] not in (None, self.train.key):
+            if (column.size, column.fit) != (self.size, self.fit):
+                continue
+            fingerprint, limit = self.train.key, limit_of(column)
+            if limit < self.train.n:
+                images, _ = photos.load_images(self.data, "train", self.size, self.fit)
+                fingerprint = files.sha256(images[:limit].numpy())
+            if column.checkpoint["data"] not in (None, fingerprint):
                 cli.warn(f"{column.name} was trained on other photos than {self.data}/train: its "
                          "train rows and privacy loss say nothing of copying")
 
@@ -252,7 +258,7 @@ class Comparison:
 
         if self.args.save_samples:
             folder = Path(self.args.save_samples, slug(column.name))
-            save_images(originals(torch.arange(n)), folder)
+            photos.save_images(features.ahead(originals(torch.arange(n))), folder)
         key = files.sha256(json.dumps(key))
         return features.ImageSet(column.name, key, n, batches, self.out / ".cache"), labels
 
@@ -263,6 +269,8 @@ class Comparison:
         self.rows = [draw_rows(images.n, self.n, self.args.seed) for images in sets.values()]
         few = draw_rows(self.n, PIECES_SET, self.args.seed)
         self.piece_rows = [*(rows[few] for rows in self.rows), few]
+        self.piece_sets = [images.subset(rows) for images, rows in zip(
+            sets.values(), self.piece_rows, strict=False)]
         self.lists = {name: self.neighbors(name, ["TT", "VV", "TV"], sets, self.train.cache)
                       for name in self.distances}
         self.inception, self.resnet = (
@@ -288,10 +296,10 @@ class Comparison:
         lists = features.read_cache(path) if space == "lpips" else None
         if lists is None:
             # The samples first: what else is missing of their features comes in the same pass.
-            spaces = {"inception", "resnet", space}
-            if space == "lpips" and self.n <= PIECES_SET:
-                spaces.add("pieces")
             for images in reversed(sets.values()):
+                spaces = {"inception", "resnet", space}
+                if space == "lpips" and images.n == len(self.piece_rows[0]):  # all in one pass
+                    spaces.add("pieces")
                 images.load(spaces, self.networks)
             points = {letter: images.features[space] for letter, images in sets.items()}
             lists = {}
@@ -304,9 +312,8 @@ class Comparison:
     def pieces(self, samples):
         """[the nearest training photos to each cell of the samples, the nearest validation photos],
         as Neighbors, cached."""
-        sets = [images.subset(rows) for images, rows in zip(
-            (self.train, self.validation, samples), self.piece_rows, strict=True)]
-        *photo_sets, samples = sets
+        samples = samples.subset(self.piece_rows[2])
+        sets = [*self.piece_sets, samples]
         path = features.cache_path(samples.cache, "pieces", [
             self.networks.keys["pieces"], metrics.NEIGHBORS_KEPT, *(images.key for images in sets)])
         lists = features.read_cache(path)
@@ -315,7 +322,7 @@ class Comparison:
                 images.load(["pieces"], self.networks)
             lists = []
             k = min(metrics.NEIGHBORS_KEPT, len(self.piece_rows[0]))
-            for images in photo_sets:
+            for images in self.piece_sets:
                 photo_cells = images.features["pieces"].to(self.device)
                 bar = tqdm(samples.features["pieces"].split(8), disable=None, leave=False,
                            desc=f"pieces near {images.name}")
@@ -378,39 +385,39 @@ class Comparison:
 
     def recover(self, column, result):
         """The result with the rows of --recover; draws its figure."""
-        generator = load_generator(column.checkpoint, self.device)
+        generator = load_generator(column.checkpoint, self.device).requires_grad_(False)
         lpips = self.networks["lpips"] if self.args.weights == "pretrained" else None
+        side = max(64, min(self.args.lpips_size, column.size))
 
         def distance(images, targets):
             error = (images - targets).square().flatten(1).mean(1)
             if not lpips:
                 return error
-            pair = [F.interpolate(x, self.networks.lpips_size) if x.shape[2] < 64 else x
-                    for x in (images, targets)]
-            return error + lpips(*pair).flatten()
+            images, targets = (F.interpolate(x, (side, side), mode="bilinear", antialias=True)
+                               for x in (images, targets))
+            return error + lpips(images, targets).flatten()
 
+        wanted = {"train": min(self.args.recover, limit_of(column)), "val": self.args.recover}
         errors, figure = [], []
-        bar = tqdm(total=2 * self.args.recover, desc=f"recovering by {column.name}", unit="img",
-                   disable=None, leave=False)
-        with bar:
-            for split, most in (("train", column.checkpoint["args"].get("limit")), ("val", None)):
+        with tqdm(total=sum(wanted.values()), desc=f"recovering by {column.name}", unit="img",
+                  disable=None, leave=False) as bar:
+            for split, n in wanted.items():
                 images, _ = photos.load_images(self.data, split, column.size, column.fit)
-                total = min(len(images), most or len(images))
-                if total < self.args.recover:
-                    cli.fail(f"--recover {self.args.recover}: {column.name} has {total} photos of "
-                             f"{split}")
-                targets = images[draw_rows(total, self.args.recover, self.args.seed)]
-                z, found = sampling.recover(generator, targets, distance, seed=self.args.seed,
-                                            update=bar.update)
+                rows = draw_rows(min(len(images), limit_of(column)) if split == "train"
+                                 else len(images), n, self.args.seed)
+                z, found = sampling.recover(generator, images[rows], distance,
+                                            seed=self.args.seed, update=bar.update)
                 errors.append(found)
                 for which, order in (("best", found.argsort()), ("worst", found.argsort().flip(0))):
-                    recovered = sampling.generate(generator, z[order[:3]])
-                    figure.append([item for image, target, error in zip(
-                        recovered, targets[order], found[order], strict=False) for item in (
-                        (f"{split}, {which}", target), (f"recovered: {error:.4f}", image))])
+                    order = order.repeat(3)[:3]
+                    pairs = zip(images[rows[order]], sampling.generate(generator, z[order]),
+                                found[order], strict=True)
+                    figure.append([item for photo, image, error in pairs for item in (
+                        (f"{split}, {which}", photo), (f"recovered: {error:.4f}", image))])
         report.neighbours_figure(
-            figure, f"{column.name}: photos, and the nearest images there are\n{self.caption}",
-            self.out / f"recovered_{slug(column.name)}.png")
+            figure, f"{column.name}: {wanted['train']} + {wanted['val']} photos at {column.size}×"
+            f"{column.size} ({column.fit}), and the nearest images there are by mean squared error"
+            + (" + LPIPS" if lpips else ""), self.out / f"recovered_{slug(column.name)}.png")
         gap, p = metrics.recovery_gap(*errors)
         ends = metrics.interval(lambda *halves: metrics.recovery_gap(*halves)[0], *errors)
         intervals = result["intervals"] | {"recovery_gap": list(ends)}
@@ -437,17 +444,18 @@ class Comparison:
         network, figure = self.networks["pieces"], []
         for i in (sides > 0).sum(1).argsort(descending=True, stable=True)[:4].tolist():
             nearer, row = sides[i] > 0, self.piece_rows[2][i : i + 1]
-            sample = torch.cat(list(samples.batches(row)))
-            cells, outlined, origins = features.features(sample, network)[0], {}, []
-            for color, (j, count) in enumerate(Counter(nearest[i][nearer].tolist()).most_common(3)):
-                path = self.photo_paths[self.piece_rows[0][j]]
-                photo = torch.tensor(photos.decode(path, self.size, self.fit))[None]
-                own = (nearer & (nearest[i] == j)).nonzero()[:, 0]
-                there = (cells[own] @ features.features(photo, network)[0].T).argmax(1)
-                outlined[color] = own
-                origins.append((f"{path.name[-20:]}: {count}", photo[0], {color: there}))
+            most = Counter(nearest[i][nearer].tolist()).most_common(3)
+            paths = [self.photo_paths[self.piece_rows[0][j]] for j, _ in most]
+            images = torch.cat([*samples.batches(row),
+                                photos.decode_all(paths, self.size, self.fit)])
+            cells, *others = features.features(images, network)
             label = f"{labels[row][-20:]}: {nearer.sum()} pieces"
-            figure.append([(label, sample[0], outlined), *origins])
+            outlined = [(nearer & (nearest[i] == j)).nonzero()[:, 0] for j, _ in most]
+            figure.append([(label, images[0], dict(enumerate(outlined)))])
+            for color, (own, other) in enumerate(zip(outlined, others, strict=True)):
+                places = (cells[own] @ other.T).argmax(1)
+                figure[-1].append((f"{paths[color].name[-20:]}: {len(own)}", images[color + 1],
+                                   {color: places}))
         report.pieces_figure(
             figure, features.CELLS, f"{column.name}: pieces that are nearer to a training photo "
             f"than to any validation photo\n{self.caption}",
@@ -495,8 +503,8 @@ def main(args):
     device = devices.choose_device(args.device)
     columns = unique_names([folder_column(folder, args.size) for folder in args.samples]
                            if args.samples else checkpoint_columns(args))
-    if args.recover and args.samples:
-        cli.fail("--recover needs checkpoints, not --samples")
+    if args.recover and (args.samples or args.interpolate or args.mix):
+        cli.fail("--recover needs checkpoints, and goes with no --samples, --interpolate or --mix")
     if args.interpolate or args.mix:
         explore(args, columns, device)
         return
@@ -522,8 +530,8 @@ def write_report(comparison, results):
     settings = {"data": str(comparison.data), "n": comparison.n, "size": comparison.size,
                 "fit": comparison.fit, "seed": args.seed, "weights": args.weights,
                 "note": comparison.note, "resize": args.resize, "lpips": args.lpips,
-                "lpips_size": comparison.networks.lpips_size, "level": 0.95,
-                "versions": versions()}
+                "lpips_size": comparison.networks.lpips_size, "recover": args.recover,
+                "level": 0.95, "versions": versions()}
     as_json = json.dumps({"settings": settings, "columns": results}, indent=1)
     written = {out / "metrics.json": as_json, out / "table.md": table,
                out / "metrics.csv": report.csv_text(results, comparison.note)}
@@ -574,8 +582,8 @@ if __name__ == "__main__":
                        help="larger images are shrunk to it for LPIPS, pixels")
     group.add_argument("--recover", type=cli.number(int, 2), metavar="N",
                        help="also look for the latents of N training and N validation photos, 200 "
-                       "passes through the generator each: with N 100, minutes on a GPU, hours on "
-                       "a CPU for FastGAN")
+                       "passes through the generator each: with N 100 and FastGAN at 1024, days "
+                       "on a CPU")
     group.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
     group = parser.add_argument_group("what to write")
     group.add_argument("--out", help="folder (default: eval/ beside what is judged)")

@@ -145,7 +145,7 @@ def pairwise_cosine(x, y):
 
 def pairwise_euclidean(x, y):
     """Euclidean distances between rows of x (n, d) and y (m, d): float32 (n, m)."""
-    # Rounded at the end alone, so that equal distances stay equal.
+    # In float64, and rounded once, so that equal distances stay equal.
     x, y = (torch.as_tensor(rows).double() for rows in (x, y))
     squares = x.square().sum(1)[:, None] + y.square().sum(1)
     return squares.addmm_(x, y.T, alpha=-2).clamp_(min=0).sqrt_().float()
@@ -581,7 +581,7 @@ def copying_measure(train, validation, fake):
     n = len(fake)
 
     def score(*rows):  # a z score grows with the root of n: halves are brought to n
-        return {"ct": copying.score(*rows) * (n / len(rows[0])) ** 0.5}
+        return {"ct": (copying.score(*rows) or 0.0) * (n / len(rows[0])) ** 0.5}
 
     return Measure(score, [torch.arange(n)] * 3) if copying.used else None
 
@@ -589,12 +589,12 @@ def copying_measure(train, validation, fake):
 def piece_measure(train, validation, rows, cells):
     """The share of pieces nearer to training and the median number of photos that they are of."""
 
-    def numbers(*rows):
+    def share(*rows):
         sides, photos = pieces_of_neighbors(train, validation, *rows, cells)
         nearer = sides > 0
         counts = [len(found[mine].unique()) for mine, found in zip(nearer, photos, strict=True)
                   if mine.any()]
-        share = nearer.sum().item() / max(1, sides.count_nonzero().item())
-        return {"pieces": share, "piece_photos": float(np.median(counts or 0))}
+        of = nearer.sum().item() / sides.count_nonzero().item() if sides.any() else 0.5
+        return {"pieces": of, "piece_photos": float(np.median(counts or 0))}
 
-    return Measure(numbers, rows, ([0, 0], [1, np.inf]))
+    return Measure(share, rows, ([0, 0], [1, np.inf]))

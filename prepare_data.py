@@ -46,8 +46,9 @@ MIT_URL = "http://groups.csail.mit.edu/vision/LabelMe/NewImages/indoorCVPR_09.ta
 MIT_SIZE = 2_592_010_240  # bytes
 COLUMNS = ("split", "file", "source", "width", "height", "file_sha256", "pixel_sha256", "group")
 THUMBNAIL = 64  # pixels a side, to compare photos at; smaller ones are compared by equal pixels
+ROUGHLY = 0.6  # correlation of photos as they are: of a copy 0.8 or more
 HASH_DISTANCE = 28  # bits of 128: copies of a picture differ by 21 or less, rooms by 60 or so
-SAME_PICTURE = 0.95  # of the variance explained: of copies 0.99 or more, of rooms 0.75 or less
+SAME_PICTURE = 0.98  # of the variance explained: of copies 0.996 or more, of rooms 0.75 or less
 
 
 # Sources of photos ---------------------------------------------------------------------------
@@ -263,16 +264,13 @@ def difference_hash(thumbnail):
 def explained(a, b, steps=3, margin=4):
     """The share of thumbnail b's variance that thumbnail a explains, moved and stretched to fit.
 
-    By Gauss-Newton steps from no move (Lucas & Kanade 1981), of blurred thumbnails, without their
-    margins: a crop by 3% moves a pixel at the border by 2.
+    Both blurred. By Gauss-Newton steps from no move (Lucas & Kanade 1981), without the margins: a
+    crop by 3% moves a pixel at the border by 2.
     """
     from scipy import ndimage  # slow to import
 
-    a, b = (ndimage.gaussian_filter(x.astype(float), 1) for x in (a, b))
     inner = slice(margin, -margin)
     target = b[inner, inner].ravel() - b[inner, inner].mean()
-    if target @ target < len(target):  # one shade: nothing to compare
-        return 0.0
     center, best = (THUMBNAIL - 1) / 2, 0.0
     along = (np.arange(THUMBNAIL) - center) / center
     shift, scale = np.zeros(2), np.ones(2)
@@ -293,22 +291,37 @@ def explained(a, b, steps=3, margin=4):
     return best
 
 
-def similar_pairs(thumbnails):
-    """Yields (i, j, whether mirrored) of thumbnails whose hashes nearly agree, i < j."""
-    hashes = np.array([difference_hash(thumbnail) for thumbnail in thumbnails])
-    mirrored = np.array([difference_hash(thumbnail[:, ::-1]) for thumbnail in thumbnails])
+def similar_pairs(thumbnails, blurred):
+    """Yields (i, j, whether mirrored), i < j, of thumbnails that may show one picture.
+
+    Their hashes nearly agree, their blurred pixels (n, 64, 64) roughly. Flat ones are left out.
+    """
+    hashes, mirrored = (np.array([difference_hash(image[:, ::step]) for image in thumbnails])
+                        for step in (1, -1))
+    flat, turned = (image.reshape(len(thumbnails), -1) - image.mean((1, 2))[:, None]
+                    for image in (blurred, blurred[:, :, ::-1]))
+    scale = np.linalg.norm(flat, axis=1)[:, None]
+    flat, turned = (np.where(scale > THUMBNAIL, x / scale.clip(1), 0) for x in (flat, turned))
     for start in range(0, len(hashes), 1024):
-        rows = hashes[start : start + 1024]
-        for others, mirror in ((hashes, False), (mirrored, True)):
-            distances = (rows.shape[1] - rows @ others.T) / 2
-            for i, j in np.argwhere(np.triu(distances <= HASH_DISTANCE, start + 1)):
+        rows = slice(start, start + 1024)
+        for others, pixels, mirror in ((hashes, flat, False), (mirrored, turned, True)):
+            near = (hashes.shape[1] - hashes[rows] @ others.T) / 2 <= HASH_DISTANCE
+            near &= flat[rows] @ pixels.T > ROUGHLY
+            for i, j in np.argwhere(np.triu(near, start + 1)):
                 yield int(i) + start, int(j), mirror
 
 
 def pictures(thumbnails):
     """The pairs (i, j) of thumbnails that show one picture."""
-    return [(i, j) for i, j, mirror in similar_pairs(thumbnails) if explained(
-        thumbnails[i], thumbnails[j][:, :: -1 if mirror else 1]) > SAME_PICTURE]
+    from scipy import ndimage
+
+    if not thumbnails:
+        return []
+    blurred = ndimage.gaussian_filter(np.float32(thumbnails), (0, 1, 1))
+    bar = tqdm(similar_pairs(thumbnails, blurred), "similar photos", unit="pair", disable=None,
+               leave=False)
+    return [(i, j) for i, j, mirror in bar if explained(
+        blurred[i], blurred[j][:, :: -1 if mirror else 1]) > SAME_PICTURE]
 
 
 def group_pictures(rows):

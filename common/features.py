@@ -419,7 +419,7 @@ def pairwise_lpips(x, y, network):
 # Features of whole sets, kept on disk --------------------------------------------------------
 
 CELLS = 14  # along a side of an image, of pieces_network
-NOT_KEPT = ("lpips", "pieces")  # a gigabyte for 400 images and 40 MB: their neighbours are kept
+NOT_KEPT = ("lpips", "pieces")  # 1 GB and 40 MB for 400 images: their neighbours are kept instead
 VERSION = 1  # raised when cached values change their meaning: older ones are then computed anew
 
 
@@ -511,7 +511,7 @@ class ImageSet:
                 write_cache(paths[name], self.features[name])
 
     def subset(self, rows):
-        """The ImageSet of some rows (in order); itself if they are all."""
+        """The ImageSet of some rows, in ascending order; itself if they are all."""
         if len(rows) == self.n:
             return self
         return ImageSet(self.name, f"{self.key} {files.sha256(str(rows.tolist()))}", len(rows),

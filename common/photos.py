@@ -261,6 +261,13 @@ def save_grid(images, path, columns=8, caption=""):
         picture.save(file, format="PNG")
 
 
+def save_images(batches, folder):
+    """Writes batches of uint8 images (n, 3, h, w) to a folder, as 00000.png, 00001.png, ..."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for row, image in enumerate(image for batch in batches for image in batch):
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(folder / f"{row:05d}.png")
+
+
 def save_animation(images, path):
     """An endless GIF of uint8 images (n, 3, h, w), there and back."""
     there = [Image.fromarray(image) for image in images.permute(0, 2, 3, 1).numpy()]

@@ -116,8 +116,8 @@ def recover(generator, photos, distance, steps=100, starts=2, batch_size=8, seed
     """Latents (n, z_dim) of the images nearest to uint8 photos (n, 3, s, s), and their distances.
 
     The recovery of Webster et al. 2019 (arXiv 1901.03396): a generator that comes nearer to
-    training than to validation photos holds some of the former by heart. L-BFGS as there (it comes
-    nearer than Adam does in twice the passes), but a photo at a time: its result depends on it and
+    training than to validation photos has memorised some of them. L-BFGS as there (it reaches lower
+    errors than Adam with twice the passes), but a photo at a time: its result depends on it and
     the seed alone, but for rounding, which grows: errors differed by 1% between batch sizes.
     Float32 on the CPU.
     distance(images, targets), of (b, 3, s, s) in [-1, 1] both, gives (b,) and has gradients.
@@ -140,7 +140,9 @@ def recover(generator, photos, distance, steps=100, starts=2, batch_size=8, seed
         images = images[0] if isinstance(images, tuple) else images
         # Clamped as pixels are, but with the gradients of what is not.
         errors = distance(images + (images.clamp(-1, 1) - images).detach(), targets)
-        return errors.detach()[:, None], torch.autograd.grad(errors.sum(), z)[0]
+        # LPIPS has no gradient where all channels of a map are 0.
+        slope = torch.autograd.grad(errors.sum(), z)[0].nan_to_num(0, 0, 0)
+        return errors.detach()[:, None], slope
 
     for part in photos.split(max(1, batch_size // starts)):
         targets = (part.to(device).float() / 127.5 - 1).repeat_interleave(starts, 0)

@@ -9,12 +9,14 @@ different photos would be, with the most that one explains of another.
 """
 
 import argparse
+import functools
 import io
 import sys
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from scipy import ndimage
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -73,18 +75,22 @@ def main(args):
 
     print(f"| {len(originals)} photos | found | bits apart, at most | explained, at least |\n"
           "| --- | ---: | ---: | ---: |")
+    smooth = functools.partial(ndimage.gaussian_filter, sigma=1)
     for kind, thumbnails in copies.items():
         found, bits, least = 0, 0, 1.0
         for original, copy in zip(originals, thumbnails, strict=True):
             found += bool(prepare_data.pictures([original, copy]))
-            hashes = [prepare_data.difference_hash(original[:, ::step]) for step in (1, -1)]
-            apart = [(prepare_data.difference_hash(copy) != one).sum() for one in hashes]
+            ways = [original, original[:, ::-1]]
+            apart = [(prepare_data.difference_hash(copy) != prepare_data.difference_hash(way)).sum()
+                     for way in ways]
             bits = max(bits, min(apart))
-            best = original[:, :: (1, -1)[int(np.argmin(apart))]]
-            least = min(least, prepare_data.explained(best, copy))
+            best = ways[int(np.argmin(apart))]
+            least = min(least, prepare_data.explained(smooth(np.float32(best)),
+                                                      smooth(np.float32(copy))))
         print(f"| {kind} | {found / len(originals):.4f} | {bits} | {least:.4f} |")
-    pairs = list(prepare_data.similar_pairs(originals))
-    most = max((prepare_data.explained(originals[i], originals[j][:, :: -1 if mirror else 1])
+    blurred = np.stack([smooth(np.float32(original)) for original in originals])
+    pairs = list(prepare_data.similar_pairs(originals, blurred))
+    most = max((prepare_data.explained(blurred[i], blurred[j][:, :: -1 if mirror else 1])
                 for i, j, mirror in pairs), default=0)
     print(f"\nof different photos: {len(pairs)} pairs with similar hashes, "
           f"{len(prepare_data.pictures(originals))} grouped, at most {most:.4f} explained")

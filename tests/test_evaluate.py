@@ -116,11 +116,12 @@ def test_two_checkpoints_of_the_newest_run(script, evaluated, run, bedrooms, mon
     check_numbers(first["fid_train"], first["aa_train"], samples / "fastgan-10", bedrooms / "train")
     check_numbers(real["fid_validation"], real["aa_train"], bedrooms / "val", bedrooms / "train")
 
-    # Again: nothing is computed from an image, and the JSON alone is on stdout.
+    # Again: nothing is computed from an image, but for the figure of pieces, from four at a time;
+    # and the JSON alone is on stdout.
     arguments = ("--run", run, "--ckpt", 10, "--data", bedrooms, "--json", "-")
     computed, compute = [], features.features
     monkeypatch.setattr(features, "features", lambda images, network: (
-        computed.append(len(images)), compute(images, network))[1])
+        computed.extend([len(images)] * (len(images) > 4)), compute(images, network))[1])
     monkeypatch.setattr(features, "lpips_features", None)
     again = evaluated(*arguments)
     expected = [real, {**first, "path": str(run / "ckpt_000010.pth")}]
@@ -254,7 +255,8 @@ def test_bad_input(refused, run, bedrooms, tmp_path):
             (["--run", run, "--data", bedrooms], "--weights random"),
             (["--ckpt", gan, "--mix", 0, 1], "gan"),
             (["--samples", mixed, "--size", 64, "--interpolate", 0, 1], "need checkpoints"),
-            (["--samples", mixed, "--size", 64, "--recover", 2], "needs checkpoints")]:
+            (["--samples", mixed, "--size", 64, "--recover", 2], "needs checkpoints"),
+            (["--run", run, "--data", bedrooms, "--recover", 7], "train has 6 photos")]:
         line = refused("evaluate.py", *arguments, "--out", tmp_path / "out", cwd=tmp_path,
                        env=offline)
         assert words in line, line

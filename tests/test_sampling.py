@@ -202,3 +202,22 @@ def test_more_steps_and_more_starts_never_make_a_recovery_worse():
     torch.testing.assert_close(errors[0], start)
     for worse, better in zip(errors, errors[1:], strict=False):
         assert (better <= worse + 1e-6).all() and better.mean() < worse.mean()
+
+
+def test_a_gradient_that_is_none_stops_no_photos_recovery():
+    """LPIPS gives NaN where all channels of a map are 0: here at the second pass, for one photo."""
+    torch.manual_seed(0)
+    generator, photos = sampling.sampling_copy(GANGenerator(8, 6)), noise(2, 8)
+    passes = []
+
+    def distance(images, targets):
+        passes.append(1)
+        broken = torch.zeros(2)
+        broken[0] = 1.0 if len(passes) == 2 else 0.0
+        # The derivative of sqrt at 0 is infinite, and 0 times it is NaN.
+        nothing = (broken[:, None] * 0 * images.flatten(1)).square().sum(1).sqrt()
+        return squared(images, targets) + torch.where(broken > 0, nothing, 0.0)
+
+    errors = sampling.recover(generator, photos, distance, 20, 1)[1]
+    whole = sampling.recover(generator, photos, squared, 20, 1)[1]
+    torch.testing.assert_close(errors, whole, rtol=0.1, atol=0)

@@ -79,7 +79,7 @@ def test_rooms_that_are_merely_alike_are_not_grouped(tmp_path):
     other = np.asarray(room(0)).copy()
     other[40:100, 30:110] = np.asarray(room(1))[40:100, 30:110]
     alike = [room(0), other, 255 - np.asarray(room(0)), np.uint8(np.full((80, 80, 3), 20)),
-             np.uint8(np.full((80, 80, 3), 21))]
+             np.uint8(np.full((80, 80, 3), 21)), np.uint8(np.full((90, 80, 3), 20))]
     for i, image in enumerate(alike):
         (folder / f"{i}.png").write_bytes(encode(image, "PNG"))
     assert "pictures" not in prepare("--images", folder, "--out", tmp_path / "out").stdout
