@@ -140,9 +140,7 @@ def recover(generator, photos, distance, steps=100, starts=2, batch_size=8, seed
         images = images[0] if isinstance(images, tuple) else images
         # Clamped as pixels are, but with the gradients of what is not.
         errors = distance(images + (images.clamp(-1, 1) - images).detach(), targets)
-        # LPIPS has no gradient where all channels of a map are 0.
-        slope = torch.autograd.grad(errors.sum(), z)[0].nan_to_num(0, 0, 0)
-        return errors.detach()[:, None], slope
+        return errors.detach()[:, None], torch.autograd.grad(errors.sum(), z)[0]
 
     for part in photos.split(max(1, batch_size // starts)):
         targets = (part.to(device).float() / 127.5 - 1).repeat_interleave(starts, 0)
@@ -151,11 +149,14 @@ def recover(generator, photos, distance, steps=100, starts=2, batch_size=8, seed
         step = quasi_newton(pairs, slope)
         for _ in range(steps - 1):
             new_errors, new_slope = judge(z + step, targets)
-            better, change = new_errors < errors, new_slope - slope
+            # LPIPS has no gradient where all channels of a map are 0: such an image is passed over.
+            better = (new_errors < errors) & new_slope.isfinite().all(1, keepdim=True)
+            new_slope = torch.where(better, new_slope, slope)
+            change = new_slope - slope
             product = (step * change).sum(1, keepdim=True)
             usable = better & (product > 1e-10 * change.square().sum(1, keepdim=True))
             pairs = [*pairs, (step, change, torch.where(usable, 1 / product, 0.0))][-5:]
-            z, slope = torch.where(better, z + step, z), torch.where(better, new_slope, slope)
+            z, slope = torch.where(better, z + step, z), new_slope
             errors = torch.where(better, new_errors, errors)
             # A row whose image came no nearer tries again, less far.
             step = torch.where(better, quasi_newton(pairs, slope), step / 3)

@@ -207,17 +207,16 @@ def test_more_steps_and_more_starts_never_make_a_recovery_worse():
 def test_a_gradient_that_is_none_stops_no_photos_recovery():
     """LPIPS gives NaN where all channels of a map are 0: here at the second pass, for one photo."""
     torch.manual_seed(0)
-    generator, photos = sampling.sampling_copy(GANGenerator(8, 6)), noise(2, 8)
-    passes = []
+    generator, passes = sampling.sampling_copy(GANGenerator(8, 6)), []
+    photos = sampling.generate(generator, sampling.latents(3, range(2), 6))  # can be recovered
 
     def distance(images, targets):
         passes.append(1)
-        broken = torch.zeros(2)
-        broken[0] = 1.0 if len(passes) == 2 else 0.0
-        # The derivative of sqrt at 0 is infinite, and 0 times it is NaN.
-        nothing = (broken[:, None] * 0 * images.flatten(1)).square().sum(1).sqrt()
-        return squared(images, targets) + torch.where(broken > 0, nothing, 0.0)
+        errors = squared(images, targets)
+        if len(passes) == 2:  # the derivative of sqrt at 0 is infinite, and 0 times it is NaN
+            errors = torch.cat([errors[:1] + (0 * images[0]).square().sum().sqrt(), errors[1:]])
+        return errors
 
-    errors = sampling.recover(generator, photos, distance, 20, 1)[1]
-    whole = sampling.recover(generator, photos, squared, 20, 1)[1]
-    torch.testing.assert_close(errors, whole, rtol=0.1, atol=0)
+    first = sampling.recover(generator, photos, squared, 2, 1)[1]
+    errors = sampling.recover(generator, photos, distance, 60, 1)[1]
+    assert (errors < 0.1 * first).all()
