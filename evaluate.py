@@ -582,8 +582,8 @@ if __name__ == "__main__":
                        help="larger images are shrunk to it for LPIPS, pixels")
     group.add_argument("--recover", type=cli.number(int, 2), metavar="N",
                        help="also look for the latents of N training and N validation photos, 200 "
-                       "passes through the generator each: with N 100 and FastGAN at 1024, days "
-                       "on a CPU")
+                       "passes through the generator each: with N 100 and FastGAN at 1024, a "
+                       "day or two on a CPU")
     group.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
     group = parser.add_argument_group("what to write")
     group.add_argument("--out", help="folder (default: eval/ beside what is judged)")
