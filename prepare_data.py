@@ -271,6 +271,8 @@ def explained(a, b, steps=3, margin=4):
 
     inner = slice(margin, -margin)
     target = b[inner, inner].ravel() - b[inner, inner].mean()
+    if target @ target < len(target):  # one shade within the margins: nothing to compare
+        return 0.0
     center, best = (THUMBNAIL - 1) / 2, 0.0
     along = (np.arange(THUMBNAIL) - center) / center
     shift, scale = np.zeros(2), np.ones(2)
@@ -298,15 +300,15 @@ def similar_pairs(thumbnails, blurred):
     """
     hashes, mirrored = (np.array([difference_hash(image[:, ::step]) for image in thumbnails])
                         for step in (1, -1))
-    flat, turned = (image.reshape(len(thumbnails), -1) - image.mean((1, 2))[:, None]
-                    for image in (blurred, blurred[:, :, ::-1]))
-    scale = np.linalg.norm(flat, axis=1)[:, None]
-    flat, turned = (np.where(scale > THUMBNAIL, x / scale.clip(1), 0) for x in (flat, turned))
+    upright, turned = (image.reshape(len(thumbnails), -1) - image.mean((1, 2))[:, None]
+                       for image in (blurred, blurred[:, :, ::-1]))
+    scale = np.linalg.norm(upright, axis=1)[:, None]
+    upright, turned = (np.where(scale > THUMBNAIL, x / scale.clip(1), 0) for x in (upright, turned))
     for start in range(0, len(hashes), 1024):
         rows = slice(start, start + 1024)
-        for others, pixels, mirror in ((hashes, flat, False), (mirrored, turned, True)):
+        for others, pixels, mirror in ((hashes, upright, False), (mirrored, turned, True)):
             near = (hashes.shape[1] - hashes[rows] @ others.T) / 2 <= HASH_DISTANCE
-            near &= flat[rows] @ pixels.T > ROUGHLY
+            near &= upright[rows] @ pixels.T > ROUGHLY
             for i, j in np.argwhere(np.triu(near, start + 1)):
                 yield int(i) + start, int(j), mirror
 

@@ -4,6 +4,7 @@
     python tests/bench_metrics.py --data DIR --size 256 --threads 2
     python tests/bench_metrics.py --scaling            # memory at 2,500, 5,000, 10,000 points
     python tests/bench_metrics.py --lpips-memory 331   # 331 x 331 images of 1024x1024
+    python tests/bench_metrics.py --memorisation       # AuthPct, C_T and pieces of 331 a set
 
 Networks have the same seeded random weights on both sides. Peak is the memory of the whole
 process while ours runs. The reference of LPIPS, the module pair by pair, is timed on a sample
@@ -22,12 +23,15 @@ from pathlib import Path
 import numpy as np
 import prdc
 import pytorch_fid.inception
+import sklearn.cluster
 import sklearn.decomposition
 import sklearn.metrics.pairwise
 import sklearn.neighbors
 import torch
 import torch.nn.functional as F
 from cleanfid.resize import build_resizer
+from scipy.spatial.distance import cdist
+from scipy.stats import mannwhitneyu
 from torch_fidelity.metric_kid import kid_features_to_metric
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -120,11 +124,55 @@ def lpips_memory(most, size):
               f"peak {1024 * peak.read():,.0f} MB", flush=True)
 
 
+def memorisation(n=331, cells=196):
+    """AuthPct, C_T and pieces, of points, beside a few lines of scikit-learn, scipy and torch."""
+    train, test, fake = torch.randn(3, n, 2048, generator=torch.Generator().manual_seed(0))
+
+    def authentic():
+        own = cdist(train, train)
+        np.fill_diagonal(own, np.inf)
+        across = cdist(fake, train)
+        return 100 * (across.min(1) > own.min(1)[across.argmin(1)]).mean()
+
+    def copying():
+        project = sklearn.decomposition.PCA(64, random_state=0).fit(train.double().numpy())
+        sets = [project.transform(x.double().numpy()) for x in (train, test, fake)]
+        kmeans = sklearn.cluster.KMeans(3, n_init=10, random_state=0).fit(sets[0])
+        total = weight = 0
+        for cell in range(3):
+            t, v, f = (x[kmeans.predict(x) == cell] for x in sets)
+            if min(len(v), len(f)) >= 20:
+                u = mannwhitneyu(cdist(f, t).min(1), cdist(v, t).min(1)).statistic
+                product = len(v) * len(f)
+                total += len(v) * (u - product / 2 + 0.5) / (
+                    product * (len(v) + len(f) + 1) / 12) ** 0.5
+                weight += len(v)
+        return total / weight
+
+    row(f"AuthPct of {n}, scipy",
+        lambda: metrics.authenticity(train, fake, metrics.pairwise_euclidean), authentic)
+    row(f"C_T of {n}, scikit-learn and scipy",
+        lambda: metrics.CopyingScore(train, test, fake).score(), copying)
+    generator = torch.Generator().manual_seed(1)
+    maps = F.normalize(torch.randn(n, cells, 128, generator=generator), dim=2)
+    few = maps[:8].flatten(0, 1)
+    row(f"pieces: {few.shape[0]} cells of {n * cells} near {n} photos, all at once",
+        lambda: metrics.nearest_pieces(few, maps, 32).distances[:, 0],
+        lambda: 1 - (few @ maps.flatten(0, 1).T).amax(1), relative=False)
+    near = [metrics.Neighbors(*torch.rand(n * cells, n, generator=generator).double().topk(
+        32, largest=False)) for _ in range(2)]
+    measure = metrics.piece_measure(*near, [torch.arange(n)] * 3, cells)
+    _, seconds = timed(lambda: metrics.numbers([measure], n), 1)
+    print(f"pieces of {n} images, from neighbours on, with the interval: {seconds:.1f} s")
+
+
 def main(args):
     warnings.simplefilter("ignore")
     torch.set_num_threads(args.threads)
     if args.scaling:
         return scaling()
+    if args.memorisation:
+        return memorisation()
     if args.lpips_memory:
         return lpips_memory(args.lpips_memory, 1024)
     if args.data.is_dir():
@@ -199,6 +247,7 @@ if __name__ == "__main__":
     parser.add_argument("--images", type=int, default=64, help="images to time Inception on")
     parser.add_argument("--lpips", type=int, default=1, choices=(1, 2, 3),
                         help="how many of alex, squeeze, vgg")
+    parser.add_argument("--memorisation", action="store_true", help="AuthPct, C_T and pieces")
     parser.add_argument("--scaling", action="store_true", help="memory over the number of points")
     parser.add_argument("--lpips-memory", type=int, metavar="N", help="N x N at 1024x1024")
     parser.add_argument("--threads", type=int, default=2)

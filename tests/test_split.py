@@ -73,16 +73,19 @@ def test_copies_of_a_picture_stay_on_one_side(tmp_path):
 
 
 def test_rooms_that_are_merely_alike_are_not_grouped(tmp_path):
-    """One room with another bed; one in negative; one flat shade each."""
+    """One room with another bed; one in negative; one flat shade each, some in a black frame."""
     folder = tmp_path / "in"
     folder.mkdir()
     other = np.asarray(room(0)).copy()
     other[40:100, 30:110] = np.asarray(room(1))[40:100, 30:110]
     alike = [room(0), other, 255 - np.asarray(room(0)), np.uint8(np.full((80, 80, 3), 20)),
              np.uint8(np.full((80, 80, 3), 21)), np.uint8(np.full((90, 80, 3), 20))]
+    alike += [np.pad(np.full((78, 78, 3), shade, np.uint8), ((1, 1), (1, 1), (0, 0)))
+              for shade in (90, 91)]
     for i, image in enumerate(alike):
         (folder / f"{i}.png").write_bytes(encode(image, "PNG"))
-    assert "pictures" not in prepare("--images", folder, "--out", tmp_path / "out").stdout
+    result = prepare("--images", folder, "--out", tmp_path / "out")
+    assert "pictures" not in result.stdout and not result.stderr
 
 
 def test_a_split_without_copies_is_that_of_pixels_alone(tmp_path):
