@@ -117,9 +117,9 @@ def recover(generator, photos, distance, steps=100, starts=2, batch_size=8, seed
 
     The recovery of Webster et al. 2019 (arXiv 1901.03396): a generator that comes nearer to
     training than to validation photos has memorised some of them. L-BFGS as there (it reaches lower
-    errors than Adam with twice the passes), but a photo at a time: its result depends on it and
-    the seed alone, but for rounding, which grows: errors differed by 1% between batch sizes.
-    Float32 on the CPU.
+    errors than Adam with twice the passes), but for each photo by itself: a result depends on the
+    photo and the seed alone, up to rounding (1% of the error from one batch size to another).
+    Both are float32, on the CPU.
     distance(images, targets), of (b, 3, s, s) in [-1, 1] both, gives (b,) and has gradients.
     steps: passes from each of the starts, which are latents of the seed, the same for every photo.
     batch_size: images on their way at once, or `starts` if that is more.
