@@ -5,14 +5,16 @@
     python evaluate.py --run runs/NAME --ckpt all        # and the curve over its steps
     python evaluate.py --ckpt runs/*/ckpt_*.pth          # several runs in one table
     python evaluate.py --samples DIR --data data/bedroom # images of any generator
+    python evaluate.py --features dinov2                 # FD-DINOv2 in the place of FID
     python evaluate.py --json - > numbers.json           # for shell loops
     python evaluate.py --recover 100                     # and: does it know photos by heart?
+    python evaluate.py --generate 1000 --out DIR         # DIR/00000.png, ..., no table
     python evaluate.py --interpolate 3 7                 # from sample 3 to sample 7, no table
     python evaluate.py --mix 0 1 2 3                     # FastGAN: layouts × styles, no table
 
 Writes metrics.json, metrics.csv, table.md, table.png and figures (nearest photos, pieces of photos,
-components, FID over steps) to <run>/eval/. Features are kept in <data>/.cache/ and in .cache/
-beside these files. The REAL column compares training with validation photos: the best there is.
+components, spectra, FID over steps) to <run>/eval/. Features are kept in .cache/ there and in the
+data folder. The REAL column compares training with validation photos: the best there is.
 """
 
 import functools
@@ -23,7 +25,6 @@ from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from PIL import Image
 from torch.nn import functional as F
@@ -37,7 +38,8 @@ from nets import DCGANGenerator, FastGANGenerator, GANGenerator, VAEDecoder
 GENERATORS = {"gan": GANGenerator, "dcgan": DCGANGenerator, "vae": VAEDecoder,
               "fastgan": FastGANGenerator}
 BATCH = 32  # images on their way at once
-PIECES_SET = 500  # images a set at most whose pieces are compared: its cost grows with the square
+FEW = 500  # images a set at most whose pieces and spectra are compared: they are large
+FEATURES = {"inception": ("fid", "kid"), "dinov2": ("fd_dinov2", "kd_dinov2")}  # names of rows
 
 
 # What to judge -------------------------------------------------------------------------------
@@ -152,11 +154,6 @@ def limit_of(column):
     return limit if isinstance(limit, int) and limit > 0 else sys.maxsize
 
 
-def draw_rows(total, n, seed):
-    """n of the rows 0 ... total - 1, drawn by seed, in their order: a tensor (n,)."""
-    return torch.from_numpy(np.sort(np.random.default_rng(seed).permutation(total)[:n]))
-
-
 def photo_set(data, split, size, fit):
     """The ImageSet of a split's photos; they are read for each pass, not held."""
     images, fingerprint = photos.load_images(data, split, size, fit)
@@ -206,6 +203,7 @@ class Comparison:
                      if args.weights == "random" else None)
         self.caption = (f"{Path(data).resolve().name}, {self.n} images a set at {self.size}×"
                         f"{self.size} ({self.fit}), seed {args.seed}"
+                        + ("; DINOv2 features" if args.features == "dinov2" else "")
                         + (f"; {self.note}" if self.note else ""))
         lpips_size = max(64, min(args.lpips_size, self.size))  # AlexNet needs 35
         self.networks = features.FeatureNetworks(args.weights, device, args.resize, args.lpips,
@@ -241,13 +239,10 @@ class Comparison:
 
             def originals(rows):
                 # The generator is made here, not in the thread that samples: it may draw numbers.
-                network = generator()
-                return (sampling.generate(network, sampling.latents(seed, part.tolist(),
-                                                                    network.z_dim))
-                        for part in rows.split(BATCH))
+                return sampling.samples(generator(), seed, rows, BATCH)
         else:
             key = [column.key, seed, n, self.size, self.fit]
-            paths = [column.paths[row] for row in draw_rows(len(column.paths), n, seed)]
+            paths = [column.paths[row] for row in photos.draw_rows(len(column.paths), n, seed)]
             labels = [path.name for path in paths]
 
             def originals(rows):
@@ -256,9 +251,6 @@ class Comparison:
         def batches(rows):
             return (features.resized(batch, self.size) for batch in originals(rows))
 
-        if self.args.save_samples:
-            folder = Path(self.args.save_samples, slug(column.name))
-            photos.save_images(features.ahead(originals(torch.arange(n))), folder)
         key = files.sha256(json.dumps(key))
         return features.ImageSet(column.name, key, n, batches, self.out / ".cache"), labels
 
@@ -266,22 +258,31 @@ class Comparison:
         """Features, lists of neighbours and components of the photos."""
         sets = {"T": self.train, "V": self.validation}
         # Sets are compared at equal size; copies are looked for among all training photos.
-        self.rows = [draw_rows(images.n, self.n, self.args.seed) for images in sets.values()]
-        few = draw_rows(self.n, PIECES_SET, self.args.seed)
-        self.piece_rows = [*(rows[few] for rows in self.rows), few]
-        self.piece_sets = [images.subset(rows) for images, rows in zip(
-            sets.values(), self.piece_rows, strict=False)]
+        self.rows = [photos.draw_rows(images.n, self.n, self.args.seed) for images in sets.values()]
+        few = photos.draw_rows(self.n, FEW, self.args.seed)
+        self.few_rows = [*(rows[few] for rows in self.rows), few]
+        self.few_sets = [images.subset(rows) for images, rows in zip(
+            sets.values(), self.few_rows, strict=False)]
         self.lists = {name: self.neighbors(name, ["TT", "VV", "TV"], sets, self.train.cache)
                       for name in self.distances}
-        self.inception, self.resnet = (
+        self.points, self.resnet = (
             [images.features[space][rows]
              for images, rows in zip(sets.values(), self.rows, strict=True)]
-            for space in ("inception", "resnet"))
+            for space in (self.args.features, "resnet"))
+        self.spectra = {}
+        self.powers = [self.power(name, images) for name, images in
+                       zip(("training photos", "REAL"), self.few_sets, strict=True)]
         self.pca = None
         if self.n > 2:
             from sklearn.decomposition import PCA  # slow to import
 
             self.pca = PCA(2, svd_solver="full").fit(self.resnet[0])
+
+    def power(self, name, images):
+        """The power spectra of a set; their mean is kept for the figure."""
+        images.load(["spectrum"], self.networks)
+        self.spectra[name] = metrics.log_spectrum(images.features["spectrum"])
+        return images.features["spectrum"]
 
     def neighbors(self, name, pairs, sets, cache):
         """{pair: Neighbors by a distance} of pairs of sets and the reverse of each.
@@ -297,14 +298,13 @@ class Comparison:
         if lists is None:
             # The samples first: what else is missing of their features comes in the same pass.
             for images in reversed(sets.values()):
-                spaces = {"inception", "resnet", space}
-                if space == "lpips" and images.n == len(self.piece_rows[0]):  # all in one pass
-                    spaces.add("pieces")
+                spaces = {self.args.features, "resnet", space}
+                if space == "lpips" and images.n == len(self.few_rows[0]):  # all in one pass
+                    spaces |= {"pieces", "spectrum"}
                 images.load(spaces, self.networks)
             points = {letter: images.features[space] for letter, images in sets.items()}
-            lists = {}
-            for pair in tqdm(pairs, desc=f"neighbours by {name}", disable=None, leave=False):
-                lists |= metrics.neighbor_lists(pair, points, self.n, distance)
+            bar = tqdm(pairs, desc=f"neighbours by {name}", disable=None, leave=False)
+            lists = metrics.neighbor_lists(bar, points, self.n, distance)
             if space == "lpips":
                 features.write_cache(path, {pair: tuple(found) for pair, found in lists.items()})
         return {pair: metrics.Neighbors(*found) for pair, found in lists.items()}
@@ -312,8 +312,7 @@ class Comparison:
     def pieces(self, samples):
         """[the nearest training photos to each cell of the samples, the nearest validation photos],
         as Neighbors, cached."""
-        samples = samples.subset(self.piece_rows[2])
-        sets = [*self.piece_sets, samples]
+        sets = [*self.few_sets, samples]
         path = features.cache_path(samples.cache, "pieces", [
             self.networks.keys["pieces"], metrics.NEIGHBORS_KEPT, *(images.key for images in sets)])
         lists = features.read_cache(path)
@@ -321,8 +320,8 @@ class Comparison:
             for images in reversed(sets):
                 images.load(["pieces"], self.networks)
             lists = []
-            k = min(metrics.NEIGHBORS_KEPT, len(self.piece_rows[0]))
-            for images in self.piece_sets:
+            k = min(metrics.NEIGHBORS_KEPT, len(self.few_rows[0]))
+            for images in self.few_sets:
                 photo_cells = images.features["pieces"].to(self.device)
                 bar = tqdm(samples.features["pieces"].split(8), disable=None, leave=False,
                            desc=f"pieces near {images.name}")
@@ -336,9 +335,11 @@ class Comparison:
 
     def real(self):
         """The REAL column: validation photos in the place of samples."""
-        train, validation = self.inception
-        measures = metrics.inception_measures({"validation": train}, validation)
-        measures += [metrics.real_measure(self.lists[name], self.rows, suffix)
+        train, validation = self.points
+        measures = metrics.distribution_measures({"validation": train}, validation,
+                                                 *FEATURES[self.args.features])
+        measures += [metrics.spectrum_measure(*self.powers)]
+        measures += [metrics.neighbor_measure(self.lists[name], self.rows, suffix, "V")
                      for name, (_, suffix, _) in self.distances.items()]
         bar = tqdm(measures, desc="numbers of REAL", disable=None, leave=False)
         result = {"name": "REAL", "kind": "real", **metrics.numbers(bar, self.n)}
@@ -360,19 +361,24 @@ class Comparison:
             lists = self.lists[name] | self.neighbors(name, ["FF", "TF", "VF"], sets, samples.cache)
             measures += [metrics.neighbor_measure(lists, [*self.rows, everything[2]], suffix),
                          metrics.copy_measure(lists, everything, suffix)]
-            found, nearest = metrics.copy_test(lists["FT"], lists["VT"]), lists["FT"]
+            nearest, suspected = lists["FT"], metrics.suspected_copies(lists, *everything)
+            order = nearest.distances[:, 0].argsort(stable=True)
+            found = order[suspected[order]].tolist()
             suspects[name] = [{"sample": i, "name": labels[i],
                                "photo": self.photo_paths[nearest.indices[i, 0]].name,
                                "distance": nearest.distances[i, 0].item()} for i in found]
             self.draw_neighbours(name, column, samples, labels, nearest, found)
         if copying := metrics.copying_measure(*self.resnet, samples.features["resnet"]):
             measures.append(copying)
-        pieces, rows = self.pieces(samples), [torch.arange(len(some)) for some in self.piece_rows]
+        few = samples.subset(self.few_rows[2])
+        measures.append(metrics.spectrum_measure(self.powers[0], self.power(column.name, few)))
+        pieces, rows = self.pieces(few), [torch.arange(len(some)) for some in self.few_rows]
         measures.append(metrics.piece_measure(*pieces, rows, features.CELLS**2))
         self.draw_pieces(column, samples, labels,
                          *metrics.pieces_of_neighbors(*pieces, *rows, features.CELLS**2))
-        references = dict(zip(("train", "validation"), self.inception, strict=True))
-        measures += metrics.inception_measures(references, samples.features["inception"])
+        references = dict(zip(("train", "validation"), self.points, strict=True))
+        measures += metrics.distribution_measures(
+            references, samples.features[self.args.features], *FEATURES[self.args.features])
         bar = tqdm(measures, desc=f"numbers of {column.name}", disable=None, leave=False)
         result |= {**metrics.numbers(bar, self.n), "suspects": suspects}
         if self.args.recover:
@@ -403,7 +409,7 @@ class Comparison:
                   disable=None, leave=False) as bar:
             for split, n in wanted.items():
                 images, _ = photos.load_images(self.data, split, column.size, column.fit)
-                rows = draw_rows(min(len(images), limit_of(column)) if split == "train"
+                rows = photos.draw_rows(min(len(images), limit_of(column)) if split == "train"
                                  else len(images), n, self.args.seed)
                 z, found = sampling.recover(generator, images[rows], distance,
                                             seed=self.args.seed, update=bar.update)
@@ -443,9 +449,9 @@ class Comparison:
         beside the three photos that most of these come from."""
         network, figure = self.networks["pieces"], []
         for i in (sides > 0).sum(1).argsort(descending=True, stable=True)[:4].tolist():
-            nearer, row = sides[i] > 0, self.piece_rows[2][i : i + 1]
+            nearer, row = sides[i] > 0, self.few_rows[2][i : i + 1]
             most = Counter(nearest[i][nearer].tolist()).most_common(3)
-            paths = [self.photo_paths[self.piece_rows[0][j]] for j, _ in most]
+            paths = [self.photo_paths[self.few_rows[0][j]] for j, _ in most]
             images = torch.cat([*samples.batches(row),
                                 photos.decode_all(paths, self.size, self.fit)])
             cells, *others = features.features(images, network)
@@ -469,14 +475,32 @@ class Comparison:
                               self.out / f"pca_{file}.png")
 
 
-# A look into latent space --------------------------------------------------------------------
+# Pictures without a table --------------------------------------------------------------------
+
+
+def generate(args, columns, device):
+    """--generate: the samples that an evaluation judges, as files; a folder each for several."""
+    if args.samples or args.interpolate or args.mix or not args.out:
+        cli.fail("--generate needs a folder by --out, and goes with no --samples, --interpolate or "
+                 "--mix")
+    out = Path(args.out)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        cli.fail(f"--out {out} is not an empty folder")
+    for column in columns:
+        generator = load_generator(column.checkpoint, device)
+        batches = sampling.samples(generator, args.seed, torch.arange(args.generate), BATCH)
+        images = (features.resized(batch, args.size or column.size)
+                  for batch in features.ahead(batches))
+        with tqdm(total=args.generate, desc=column.name, unit="img", disable=None) as bar:
+            photos.save_images(images, out / slug(column.name) if columns[1:] else out, bar.update)
+    print(f"written to {out}/")
 
 
 def explore(args, columns, device):
     """The pictures of each checkpoint: --interpolate, as a GIF and in eight stages, and --mix."""
+    if args.samples:
+        cli.fail("--interpolate and --mix need checkpoints, not --samples")
     for column in columns:
-        if not column.checkpoint:
-            cli.fail("--interpolate and --mix need checkpoints, not --samples")
         if args.mix and column.checkpoint["model"] != "fastgan":
             cli.fail(f"--mix is for FastGAN; {column.checkpoint['path']} is of "
                      f"{column.checkpoint['model']}")
@@ -503,58 +527,27 @@ def main(args):
     device = devices.choose_device(args.device)
     columns = unique_names([folder_column(folder, args.size) for folder in args.samples]
                            if args.samples else checkpoint_columns(args))
-    if args.recover and (args.samples or args.interpolate or args.mix):
-        cli.fail("--recover needs checkpoints, and goes with no --samples, --interpolate or --mix")
-    if args.interpolate or args.mix:
-        explore(args, columns, device)
-        return
-    for folder in [Path(args.save_samples or "") / slug(column.name) for column in columns]:
-        if args.save_samples and folder.exists() and any(folder.iterdir()):
-            cli.fail(f"--save-samples: {folder} is not empty")
-
+    pictures = args.generate or args.interpolate or args.mix
+    if args.recover and (args.samples or pictures):
+        cli.fail("--recover needs checkpoints, and goes with no --samples, --generate, "
+                 "--interpolate or --mix")
+    if pictures:
+        return (generate if args.generate else explore)(args, columns, device)
     comparison = Comparison(args, args.data or common_data(columns), columns, device)
     comparison.load_photos()
     comparison.warn(columns)
     comparison.out.mkdir(parents=True, exist_ok=True)
     real = comparison.real()
     judged = [comparison.judge(column) for column in columns]
-    write_report(comparison, [real, *judged, *(report.STUDY if args.study else [])])
-    report.curve_figure(judged, real, comparison.caption, comparison.out / "curve.png")
-
-
-def write_report(comparison, results):
-    """The table as metrics.json, metrics.csv, table.md, table.png and on the terminal."""
-    out, args = comparison.out, comparison.args
-    caption = f"{comparison.caption}; ± half a 95% interval"
-    table = f"{caption}\n\n{report.markdown(results)}\n"
     settings = {"data": str(comparison.data), "n": comparison.n, "size": comparison.size,
-                "fit": comparison.fit, "seed": args.seed, "weights": args.weights,
-                "note": comparison.note, "resize": args.resize, "lpips": args.lpips,
-                "lpips_size": comparison.networks.lpips_size, "recover": args.recover,
-                "level": 0.95, "versions": versions()}
-    as_json = json.dumps({"settings": settings, "columns": results}, indent=1)
-    written = {out / "metrics.json": as_json, out / "table.md": table,
-               out / "metrics.csv": report.csv_text(results, comparison.note)}
-    if args.json not in (None, "-"):
-        written[args.json] = as_json
-    for path, text in written.items():
-        with files.replacing(path) as file:
-            file.write(text.encode())
-    report.table_figure(results, caption, out / "table.png")
-
-    messages = sys.stderr if args.json == "-" else sys.stdout
-    print(table, file=messages)
-    for result in results:
-        for kind, found in result.get("suspects", {}).items():
-            if found:
-                few = ", ".join(suspect["name"] for suspect in found[:5])
-                dots = ", ..." if len(found) > 5 else ""
-                print(f"{result['name']}: {len(found)} of {comparison.n} nearer to a training "
-                      f"photo than 99% of the validation photos by {kind}: {few}{dots}",
-                      file=messages)
-    print(f"written to {out}/", file=messages)
-    if args.json == "-":
-        print(as_json)
+                "fit": comparison.fit, "seed": args.seed, "features": args.features,
+                "weights": args.weights, "note": comparison.note, "resize": args.resize,
+                "lpips": args.lpips, "lpips_size": comparison.networks.lpips_size,
+                "recover": args.recover, "level": 0.95, "versions": versions()}
+    report.write([real, *judged, *(report.STUDY if args.study else [])], settings,
+                 comparison.caption, comparison.out, args.json)
+    report.curve_figure(judged, real, comparison.caption, comparison.out / "curve.png")
+    report.spectrum_figure(comparison.spectra, comparison.caption, comparison.out / "spectrum.png")
 
 
 if __name__ == "__main__":
@@ -572,6 +565,8 @@ if __name__ == "__main__":
     group.add_argument("--fit", choices=["square", "crop"],
                        help="stretch or crop photos (default: as the checkpoints' photos were)")
     group.add_argument("--seed", type=cli.seed, default=0, metavar="N", help="of every random draw")
+    group.add_argument("--features", choices=list(FEATURES), default="inception",
+                       help="for the Fréchet and kernel distance, precision to coverage")
     group.add_argument("--weights", choices=["pretrained", "random"], default="pretrained",
                        help="of the feature networks; random ones need no download")
     group.add_argument("--resize", choices=["bilinear", "clean"], default="bilinear",
@@ -582,8 +577,7 @@ if __name__ == "__main__":
                        help="larger images are shrunk to it for LPIPS, pixels")
     group.add_argument("--recover", type=cli.number(int, 2), metavar="N",
                        help="also look for the latents of N training and N validation photos, 200 "
-                       "passes through the generator each: with N 100 and FastGAN at 1024, a "
-                       "day or two on a CPU")
+                       "passes each: with N 100 and FastGAN at 1024, a day or two on a CPU")
     group.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
     group = parser.add_argument_group("what to write")
     group.add_argument("--out", help="folder (default: eval/ beside what is judged)")
@@ -591,7 +585,8 @@ if __name__ == "__main__":
     group.add_argument("--show", type=cli.seed, nargs="+", metavar="I",
                        help="samples in the neighbour figures (default: the four nearest ones)")
     group.add_argument("--study", action="store_true", help="add the study's published columns")
-    group.add_argument("--save-samples", metavar="DIR", help="also write the samples as PNG files")
+    group.add_argument("--generate", type=cli.count, metavar="N",
+                       help="instead: N samples as PNG files into the empty folder of --out")
     group.add_argument("--interpolate", type=cli.seed, nargs=2, metavar=("A", "B"),
                        help="instead: the way from sample A to sample B, animated and as a strip")
     group.add_argument("--mix", type=cli.seed, nargs="+", metavar="I",

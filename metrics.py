@@ -2,13 +2,14 @@
 
     frechet_distance(x, y), interval(frechet_distance, x, y)
 
-Features x, y are float tensors or arrays (n, d). A distance is a function of two blocks of points
-that returns their (n, m) distances; points are anything with a length that slices and indexes.
-Everything is computed block by block, so memory stays bounded. Every random draw has a seed of its
-own: the global random state is neither read nor changed.
+Features x, y are float tensors or arrays (n, d), or GramPoints. A distance is a function of two
+blocks of points that returns their (n, m) distances; points are anything with a length that slices
+and indexes. Everything is computed block by block, so memory stays bounded. Every random draw has a
+seed of its own: the global random state is neither read nor changed.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from statistics import NormalDist
 from typing import NamedTuple
 
@@ -18,16 +19,69 @@ from torch import Tensor
 from torch.nn import functional as F
 
 BLOCK = 2048  # rows and columns of a distance matrix held at once
+GRAM_POINTS = 12_000  # of all sets together: their inner products take 1.2 GB
+
+
+@dataclass(frozen=True)
+class GramPoints:
+    """Features (n, d) as row numbers of a matrix that holds all their inner products, in float64.
+
+    Has a length and is indexed like a tensor. Numbers of subsets cost a look-up an entry instead of
+    d multiplications, which makes intervals cheap.
+    """
+
+    products: Tensor
+    rows: Tensor
+    width: int
+
+    @property
+    def shape(self):
+        return len(self.rows), self.width
+
+    def __len__(self):
+        return len(self.rows)
+
+    def __getitem__(self, index):
+        return GramPoints(self.products, self.rows[index], self.width)
+
+
+def gram_points(*sets):
+    """The sets as GramPoints of a matrix of these points alone; as they are if it would be large.
+
+    sets: features (n, d) or GramPoints, of which a small matrix is faster to look things up in.
+    """
+    sets = _checked(*sets)
+    sizes, width = [len(x) for x in sets], sets[0].shape[1]
+    if sum(sizes) > GRAM_POINTS:
+        return sets
+    points = torch.cat(sets) if isinstance(sets[0], Tensor) else GramPoints(
+        sets[0].products, torch.cat([x.rows for x in sets]), width)
+    products = inner(points, points)
+    return [GramPoints(products, rows, width) for rows in torch.arange(sum(sizes)).split(sizes)]
+
+
+def inner(x, y):
+    """Inner products (n, m) of the rows of x and y, in float64."""
+    if isinstance(x, GramPoints):
+        return x.products[x.rows[:, None], y.rows]
+    return torch.as_tensor(x).double() @ torch.as_tensor(y).double().T
+
+
+def _blocks(x, y, function):
+    """(first row, first column, function of a block of x and a block of y), row by row."""
+    for i in range(0, len(x), BLOCK):
+        for j in range(0, len(y), BLOCK):
+            yield i, j, function(x[i : i + BLOCK], y[j : j + BLOCK])
 
 
 def _checked(*sets, least=1):
     """The sets as tensors; ValueError unless (n, d) with one d, n >= least, and finite."""
-    sets = [torch.as_tensor(x).cpu() for x in sets]
+    sets = [x if isinstance(x, GramPoints) else torch.as_tensor(x).cpu() for x in sets]
     for x in sets:
-        if x.ndim != 2 or x.shape[1] != sets[0].shape[1] or len(x) < least:
+        if len(x.shape) != 2 or x.shape[1] != sets[0].shape[1] or len(x) < least:
             raise ValueError(f"features must be (n, d) with one d and n >= {least}, not "
                              f"{[tuple(x.shape) for x in sets]}")
-        if not all(block.isfinite().all() for block in x.split(BLOCK)):
+        if not (isinstance(x, GramPoints) or all(b.isfinite().all() for b in x.split(BLOCK))):
             raise ValueError("features are not finite")
     return sets
 
@@ -41,91 +95,67 @@ def frechet_distance(x, y):
     |mean_x - mean_y|^2 + tr(C_x + C_y - 2 (C_x C_y)^(1/2)), Heusel et al. 2017, eq. 6. With
     C_x = A'A and C_y = B'B the last trace is the nuclear norm of A B' (min(n, d) x min(m, d)),
     so no root of a near-singular matrix is taken: the result is real and >= 0 for any n, m >= 2.
-    Raises ValueError for other shapes or non-finite features. n < d makes FID biased upward
-    (see frechet_distance_infinity).
+    n < d makes FID too large (see frechet_distance_infinity). Raises ValueError.
     """
     x, y = _checked(x, y, least=2)
-    (mean_x, a), (mean_y, b) = _gaussian(x), _gaussian(y)
-    root = torch.linalg.svdvals(a @ b.T).sum()
-    distance = (mean_x - mean_y).square().sum() + a.square().sum() + b.square().sum() - 2 * root
-    return max(distance.item(), 0.0)
+    if not isinstance(x, GramPoints) and max(len(x), len(y)) <= x.shape[1]:
+        x, y = gram_points(x, y)
+    if isinstance(x, GramPoints):
+        xx, xy, yy = inner(x, x), inner(x, y), inner(y, y)
+        means = xx.mean() + yy.mean() - 2 * xy.mean()
+        traces = sum((own.trace() - own.sum() / len(own)) / (len(own) - 1) for own in (xx, yy))
+        cross = xy - xy.mean(0) - xy.mean(1, keepdim=True) + xy.mean()
+        cross /= ((len(x) - 1) * (len(y) - 1)) ** 0.5
+    else:
+        (mean_x, a), (mean_y, b) = _gaussian(x), _gaussian(y)
+        means, traces = (mean_x - mean_y).square().sum(), a.square().sum() + b.square().sum()
+        cross = a @ b.T
+    return max((means + traces - 2 * torch.linalg.svdvals(cross).sum()).item(), 0.0)
 
 
 def _gaussian(x):
     """Mean (d,) and a factor A (min(n, d), d) of the covariance A'A, in float64."""
-    mean = x.mean(0, dtype=torch.float64)
     n, d = x.shape
-    if n <= d:
-        factor = x - mean
-    else:  # QR by blocks: the rows seen so far are as good as their triangular factor
-        factor = torch.empty(0, d, dtype=torch.float64)
-        for block in x.split(BLOCK + d):
-            factor = torch.linalg.qr(torch.cat([factor, block - mean]), mode="r").R
+    mean, factor = x.mean(0, dtype=torch.float64), torch.empty(0, d, dtype=torch.float64)
+    for block in x.split(BLOCK + d):  # the rows so far are as good as their triangular factor
+        factor = torch.linalg.qr(torch.cat([factor, block - mean]), mode="r").R
     return mean, factor / (n - 1) ** 0.5
 
 
-def frechet_distance_infinity(x, y, sizes=15, seed=0):
+def frechet_distance_infinity(x, y, sizes=None, seed=0):
     """Fréchet distance of features x (n, d), y (m, d) without the bias of small sets: FID∞.
 
-    The distance of random subsets of both sets, of `sizes` sizes from half of the smaller set to
-    all of it, regressed on 1 / size: the intercept. Chong & Forsyth 2020, sec. 4, who subsample
-    one set against a large reference; both are small here. The bias is linear in 1 / n only for n
-    well above the number of directions that matter: below, the result is still too large, if less
-    so than the plain distance. Raises ValueError as frechet_distance, and for n or m < 8.
+    The distance of random subsets of both sets, of `sizes` sizes (15; 5 if n > d, where each takes
+    seconds) from half of the smaller set to all of it, regressed on 1 / size: the intercept. Chong
+    & Forsyth 2020, sec. 4, who subsample one set against a large reference; both are small here.
+    The bias is linear in 1 / n only for n well above the number of directions that matter: below,
+    the result is still too large, if less so. Raises ValueError, for n or m < 8 too.
     """
     x, y = _checked(x, y, least=8)
     rng = np.random.default_rng(seed)
-    n = min(len(x), len(y))
-    sizes = np.unique(np.linspace(n // 2, n, sizes).astype(int))
+    n, few = min(len(x), len(y)), len(x) <= x.shape[1]
+    x, y = gram_points(x, y) if few else (x, y)
+    sizes = np.unique(np.linspace(n // 2, n, sizes or (15 if few else 5)).astype(int))
     distances = [frechet_distance(*(z[rng.permutation(len(z))[:size]] for z in (x, y)))
                  for size in sizes]
-    _, intercept = np.polyfit(1 / sizes, distances, 1)
-    return float(intercept)
+    return float(np.polyfit(1 / sizes, distances, 1)[1])
 
 
-def kernel_distance(x, y, subsets=100, subset_size=1000, seed=0):
-    """Kernel distance (KID if Inception's features) of x (n, d) and y (m, d): (mean, std).
+def kernel_distance(x, y):
+    """Kernel distance (KID if Inception's features) of x (n, d) and y (m, d).
 
-    Unbiased MMD^2 with the kernel (x.y / d + 1)^3 over random subsets of both, mean and
-    standard deviation; Bińkowski et al. 2018, eq. 4. subset_size is capped to n and m (at the
-    cap of equal sets every subset is the whole, and std 0: see interval). The draws are
-    torch-fidelity's for the same seed. Raises ValueError for bad shapes or non-finite features.
+    Unbiased MMD^2 with the kernel (x.y / d + 1)^3, Bińkowski et al. 2018, eq. 4, of all points:
+    what the customary mean over random subsets estimates. Raises ValueError as frechet_distance.
     """
     x, y = _checked(x, y, least=2)
-    size = min(subset_size, len(x), len(y))
-    if size == len(x) == len(y):
-        subsets = 1  # all are the whole
-    rng = np.random.RandomState(seed)  # its stream never changes between versions
-    draws = [tuple(torch.from_numpy(rng.choice(len(z), size, replace=False)) for z in (x, y))
-             for _ in range(subsets)]
-    if len(x) * len(y) > subsets * size**2:
-        values = torch.cat([_mmd(x[i], y[j], torch.ones(2, size, 1).double()) for i, j in draws])
-    else:  # each entry of the whole kernel matrix serves all subsets
-        members = [torch.zeros(len(z), subsets, dtype=torch.float64) for z in (x, y)]
-        for column, pair in enumerate(draws):
-            for member, rows in zip(members, pair, strict=True):
-                member[rows, column] = 1
-        values = _mmd(x, y, members)
-    return values.mean().item(), values.std(correction=0).item()
 
+    def kernel_mean(a, b, own=False):
+        kernel = _blocks(a, b, lambda *rows: inner(*rows).div_(x.shape[1]).add_(1).pow_(3))
+        total = sum(block.sum() - (block.trace() if own and i == j else 0)
+                    for i, j, block in kernel)
+        return total.item() / (len(a) * (len(b) - own))
 
-def _mmd(x, y, members):
-    """Unbiased MMD^2 (s,) of s subsets, given as columns of 0 and 1: (n, s) of x, (m, s) of y."""
-
-    def kernel_sum(a, b, a_members, b_members):
-        total = 0
-        for rows, member in zip(a.split(BLOCK), a_members.split(BLOCK), strict=True):
-            kernel = (rows @ b.T / b.shape[1]).add_(1).pow_(3)
-            total = total + (kernel @ b_members * member).sum(0)
-        return total
-
-    def within(a, member):
-        diagonal = (a.square().mean(1) + 1) ** 3
-        return (kernel_sum(a, a, member, member) - diagonal @ member) / (size * (size - 1))
-
-    x, y, size = x.double(), y.double(), members[0].sum(0)
-    across = kernel_sum(x, y, *members) / size**2
-    return within(x, members[0]) + within(y, members[1]) - 2 * across
+    return kernel_mean(x, x, True) + kernel_mean(y, y, True) - 2 * kernel_mean(x, y)
 
 
 # Nearest neighbours --------------------------------------------------------------------------
@@ -134,9 +164,8 @@ def _mmd(x, y, members):
 def pairwise_cosine(x, y):
     """Cosine distances 1 - cos in [0, 2] between rows of x (n, d) and y (m, d): float32 (n, m).
 
-    Computed in float64. What is below 1e-10 (rows equal to about 1e-5, the accuracy of
-    features) is 0, so that copies are at no distance, whatever the order of summation. A zero
-    row is at distance 1 of everything.
+    Computed in float64. What is below 1e-10 (rows equal to about 1e-5, the accuracy of features) is
+    0, so that copies are at no distance. A zero row is at distance 1 of everything.
     """
     x, y = (F.normalize(rows.double(), dim=1) for rows in _checked(x, y))
     distances = 1 - x @ y.T
@@ -146,9 +175,12 @@ def pairwise_cosine(x, y):
 def pairwise_euclidean(x, y):
     """Euclidean distances between rows of x (n, d) and y (m, d): float32 (n, m)."""
     # In float64, and rounded once, so that equal distances stay equal.
-    x, y = (torch.as_tensor(rows).double() for rows in (x, y))
-    squares = x.square().sum(1)[:, None] + y.square().sum(1)
-    return squares.addmm_(x, y.T, alpha=-2).clamp_(min=0).sqrt_().float()
+    squares_x, squares_y = (points.products.diagonal()[points.rows]
+                            if isinstance(points, GramPoints)
+                            else torch.as_tensor(points).double().square().sum(1)
+                            for points in (x, y))
+    squares = inner(x, y).mul_(-2).add_(squares_x[:, None]).add_(squares_y)
+    return squares.clamp_(min=0).sqrt_().float()
 
 
 class Neighbors(NamedTuple):
@@ -161,7 +193,7 @@ class Neighbors(NamedTuple):
     def among(self, rows, members):
         """(distances, indices) of the points `rows` to the nearest among `members` of the set.
 
-        rows, members: index tensors. Infinite where none of the k neighbours is a member: for a
+        members: an index tensor. Infinite where none of the k neighbours is a member: for a
         random half of the set, with k = 32, one time in 4,000,000,000.
         """
         member = torch.zeros(int(max(self.indices.max(), members.max())) + 1, dtype=torch.bool)
@@ -177,64 +209,57 @@ def nearest_neighbors(x, y, k, distance=pairwise_cosine, leave_out_self=False):
     leave_out_self: x is y, and no point is its own neighbour. Block by block: memory grows with
     len(x) * k. Raises ValueError if there are fewer than k.
     """
-    _check_k(k, len(y) - leave_out_self)
-    nearest = {}
-    for i, j, block in _distance_blocks(x, y, distance):
+    if not 1 <= k <= len(y) - leave_out_self:
+        raise ValueError(f"k = {k} neighbours among {len(y) - leave_out_self} points")
+    best = {}
+    for i, j, block in _blocks(x, y, distance):
         if leave_out_self and i == j:
-            block = block.clone().fill_diagonal_(torch.inf)
-        nearest[i] = _merge(nearest.get(i), block, j, k)
-    return _joined(nearest)
+            block = torch.as_tensor(block).clone().fill_diagonal_(torch.inf)
+        best[i] = _smallest(best.get(i), block, j, k)
+    return _neighbors(best)
 
 
-def mutual_neighbors(x, y, k, distance=pairwise_cosine):
-    """(the k[0] nearest y to each x, the k[1] nearest x to each y), as two Neighbors.
+def _smallest(best, block, start, k):
+    """The k smallest of those so far (or None) and of distances to points start, start + 1, ...
 
-    What two calls of nearest_neighbors give, with every distance computed once: the distance
-    must be symmetric. k: a number, or one for each direction. Raises ValueError.
+    As integers of a distance's bits, which order as distances do, and of the point's number below
+    them: equals come in their order, which topk alone doesn't promise.
     """
-    k_x, k_y = (k, k) if isinstance(k, int) else k
-    _check_k(k_x, len(y))
-    _check_k(k_y, len(x))
-    of_x, of_y = {}, {}
-    for i, j, block in _distance_blocks(x, y, distance):
-        of_x[i] = _merge(of_x.get(i), block, j, k_x)
-        of_y[j] = _merge(of_y.get(j), block.T, i, k_y)
-    return _joined(of_x), _joined(of_y)
+    keys = torch.as_tensor(block).float().clamp(min=0).view(torch.int32).long() << 32
+    keys += torch.arange(start, start + block.shape[1])
+    keys = keys if best is None else torch.cat([best, keys], 1)
+    return keys.topk(min(k, keys.shape[1]), largest=False).values
 
 
-def _check_k(k, points):
-    if not 1 <= k <= points:
-        raise ValueError(f"k = {k} neighbours among {points} points")
+def _neighbors(blocks):
+    keys = torch.cat(list(blocks.values()))
+    return Neighbors((keys >> 32).int().view(torch.float32).double(), keys & (2**32 - 1))
 
 
-def _distance_blocks(x, y, distance):
-    """(first row, first column, a block of the distances of x to y, float64), row by row."""
-    for i in range(0, len(x), BLOCK):
-        for j in range(0, len(y), BLOCK):
-            yield i, j, torch.as_tensor(distance(x[i : i + BLOCK], y[j : j + BLOCK])).double()
+def neighbor_lists(pairs, points, n=None, distance=pairwise_cosine):
+    """{"TF": Neighbors of the set T among the set F, "FT": the reverse, ...} of points {"T": ...}.
 
-
-def _merge(best, block, start, k):
-    """The k nearest so far (or None) and the distances to points start, start + 1, ..., merged."""
-    indices = torch.arange(start, start + block.shape[1]).expand(block.shape)
-    if best:
-        block = torch.cat([best.distances, block], 1)
-        indices = torch.cat([best.indices, indices], 1)
-    if k == 1:
-        values, order = block.min(1, keepdim=True)
-    else:  # topk promises no order of equals; clones, not views of the whole
-        values, order = (ranked[:, :k].clone() for ranked in block.sort(dim=1, stable=True))
-    return Neighbors(values, indices.gather(1, order))
-
-
-def _joined(blocks):
-    return Neighbors(*map(torch.cat, zip(*blocks.values(), strict=True)))
+    pairs: such as ["TT", "TF"]; "TT" is T among itself. 32 neighbours a point, more of sets larger
+    than n: enough for any n of the points and for random halves of these, at any size.
+    """
+    lists = {}
+    for pair in pairs:
+        x, y = (points[letter] for letter in pair)
+        k_x, k_y = (min(len(z), -(-NEIGHBORS_KEPT * len(z) // (n or len(z)))) for z in (x, y))
+        if pair[0] == pair[1]:
+            lists[pair] = nearest_neighbors(x, x, min(k_x, len(x) - 1), distance, True)
+            continue
+        of_x, of_y = {}, {}  # each distance, computed once, serves both: it is symmetric
+        for i, j, block in _blocks(x, y, distance):
+            of_x[i] = _smallest(of_x.get(i), block, j, k_y)
+            of_y[j] = _smallest(of_y.get(j), block.T, i, k_x)
+        lists |= {pair: _neighbors(of_x), pair[::-1]: _neighbors(of_y)}
+    return lists
 
 
 # Distances between sets of points ------------------------------------------------------------
 
 TIE = 1e-5  # relative: the accuracy of features, so of distances, from batch to batch
-COPY_QUANTILE = 0.01  # of the validation photos' distances: a suspected copy is nearer than it
 
 
 def precision_recall_density_coverage(real, fake, k=5):
@@ -246,12 +271,12 @@ def precision_recall_density_coverage(real, fake, k=5):
     """
     real, fake = _checked(real, fake, least=k + 1)
     real_radii, fake_radii = (
-        nearest_neighbors(x, x, k, pairwise_euclidean, leave_out_self=True).distances[:, -1]
+        nearest_neighbors(x, x, k, pairwise_euclidean, leave_out_self=True).distances[:, -1].float()
         for x in (real, fake))
     balls = torch.zeros(len(fake))  # of real points, around each fake one
     recalled = torch.zeros(len(real), dtype=torch.bool)
-    nearest = torch.full((len(real),), torch.inf, dtype=torch.float64)
-    for i, j, block in _distance_blocks(real, fake, pairwise_euclidean):
+    nearest = torch.full((len(real),), torch.inf)
+    for i, j, block in _blocks(real, fake, pairwise_euclidean):
         rows, columns = slice(i, i + BLOCK), slice(j, j + BLOCK)
         balls[columns] += (block < real_radii[rows, None]).sum(0)
         recalled[rows] |= (block < fake_radii[columns]).any(1)
@@ -262,7 +287,7 @@ def precision_recall_density_coverage(real, fake, k=5):
             "coverage": (nearest < real_radii).double().mean().item()}
 
 
-def adversarial_accuracy(real, fake, distance=pairwise_cosine):
+def adversarial_accuracy(lists, pair, real_rows, fake_rows):
     """Nearest-neighbour adversarial accuracy of two sets of n >= 2 points: a number in [0, 1].
 
     (mean_i 1[d_TS(i) > d_TT(i)] + mean_i 1[d_ST(i) > d_SS(i)]) / 2, T real and S fake, d the
@@ -270,67 +295,41 @@ def adversarial_accuracy(real, fake, distance=pairwise_cosine):
     real, 0 is copied. "Greater" means by more than 1e-5 of the distance: a photo and its copy are
     equally far from any third, and rounding must not decide between them. A tie counts as
     near the other set, so duplicates within the real set change nothing about copies of them.
-    Raises ValueError for sets of unequal size.
+    lists: of neighbor_lists. pair: the letters of the real and the fake set. rows: the points that
+    count, index tensors. Raises ValueError for sets of unequal size.
     """
-    if len(real) != len(fake) or len(real) < 2:
-        raise ValueError(f"adversarial accuracy of {len(real)} and {len(fake)} points: "
+    n, (real, fake) = len(real_rows), pair
+    if n != len(fake_rows) or n < 2:
+        raise ValueError(f"adversarial accuracy of {n} and {len(fake_rows)} points: "
                          "the sets must be equally large, with 2 points or more")
-    real_fake, fake_real = mutual_neighbors(real, fake, 1, distance)
-    real_real, fake_fake = (nearest_neighbors(points, points, 1, distance, leave_out_self=True)
-                            for points in (real, fake))
-    lists = {"TF": real_fake, "FT": fake_real, "TT": real_real, "FF": fake_fake}
-    rows = torch.arange(len(real))
-    return accuracy_of_neighbors(lists, "TF", rows, rows)
-
-
-def accuracy_of_neighbors(lists, pair, real_rows, fake_rows):
-    """adversarial_accuracy of some real and as many fake points, from their known neighbours.
-
-    lists: {"TF": Neighbors of each point of the set T among the set F, ...}. pair: the letters of
-    the real and of the fake set. 32 neighbours a point serve every random half of the sets (see
-    Neighbors.among): that is what makes intervals cheap at any size.
-    """
-    real, fake = pair
     apart = 0
     for own, other, own_rows, other_rows in ((real, fake, real_rows, fake_rows),
                                              (fake, real, fake_rows, real_rows)):
         within, _ = lists[own + own].among(own_rows, own_rows)
         across, _ = lists[own + other].among(own_rows, other_rows)
         apart += (across > within * (1 + TIE)).sum().item()
-    return apart / (2 * len(real_rows))
+    return apart / (2 * n)
 
 
-def copy_test(fake, validation):
-    """Which fake points are nearer to a training point than unseen photos ever are? Nearest first.
+def suspected_copies(lists, train_rows, validation_rows, fake_rows):
+    """Which fake points are nearer to a training point than unseen photos ever are: bool (n,).
 
-    fake, validation: Neighbors of both among the training points. The suspects are nearer than the
-    0.01 quantile of the validation points. By chance, that is a share of 0.01: a larger one, and
-    each suspect beside its neighbour, is what to look at.
+    Nearer than the 0.01 quantile of the validation points, as 0.01 are by chance: a larger share,
+    and each suspect beside its neighbour, is what to look at. lists: of neighbor_lists.
     """
-    distances = fake.distances[:, 0]
-    order = distances.argsort(stable=True)
-    threshold = validation.distances[:, 0].quantile(COPY_QUANTILE)
-    return order[distances[order] < threshold].tolist()
+    unseen, _ = lists["VT"].among(validation_rows, train_rows)
+    distances, _ = lists["FT"].among(fake_rows, train_rows)
+    return distances < unseen.quantile(0.01)
 
 
-def authenticity(train, fake, distance=pairwise_cosine):
+def authenticity(lists, pair, train_rows, fake_rows):
     """AuthPct: the percentage of fake points that are authentic (Alaa et al. 2022, sec. 3.3).
 
     A fake point is not if it is nearer to its nearest training point than that one is to any other
-    training point. Photos of one kind give 50 to 70, whatever the model; copies give 0. Raises
-    ValueError for fewer than 2 training points.
+    training point. Photos of one kind give 50 to 70, copies 0. Arguments: as above.
     """
-    lists = {"FT": nearest_neighbors(fake, train, 1, distance),
-             "TT": nearest_neighbors(train, train, 1, distance, leave_out_self=True)}
-    return authenticity_of_neighbors(lists, "TF", torch.arange(len(train)),
-                                     torch.arange(len(fake)))
-
-
-def authenticity_of_neighbors(lists, pair, train_rows, fake_rows):
-    """authenticity of some rows, from their known neighbours: see accuracy_of_neighbors."""
     train, fake = pair
-    own = torch.full((int(train_rows.max()) + 1,), torch.inf, dtype=torch.float64)
-    own[train_rows], _ = lists[train + train].among(train_rows, train_rows)
+    own, _ = lists[train + train].among(slice(None), train_rows)
     distances, nearest = lists[fake + train].among(fake_rows, train_rows)
     return 100 * (distances > own[nearest]).double().mean().item()
 
@@ -350,6 +349,10 @@ class CopyingScore:
         from sklearn.cluster import KMeans  # slow to import
         from sklearn.decomposition import PCA
 
+        def within_cells(x, y):  # the last coordinate is the cell
+            return pairwise_euclidean(x[:, :-1], y[:, :-1]).masked_fill_(
+                x[:, -1:] != y[:, -1], torch.inf)
+
         sets = [x.double().numpy() for x in _checked(train, validation, fake, least=cells)]
         if sets[0].shape[1] > components:
             project = PCA(min(components, *sets[0].shape), random_state=seed).fit(sets[0]).transform
@@ -358,17 +361,16 @@ class CopyingScore:
         self.cells = [torch.from_numpy(kmeans.predict(x)) for x in sets]
         train, *others = (torch.column_stack([torch.from_numpy(x), cell])
                           for x, cell in zip(sets, self.cells, strict=True))
-        self.nearest = [nearest_neighbors(x, train, min(NEIGHBORS_KEPT, len(train)),
-                                          _distance_within_cells) for x in others]
+        self.nearest = [nearest_neighbors(x, train, min(NEIGHBORS_KEPT, len(train)), within_cells)
+                        for x in others]
         self.used = [cell for cell in range(cells)
                      if all((labels == cell).sum() >= least for labels in self.cells[1:])]
 
-    def score(self, train_rows=None, validation_rows=None, fake_rows=None):
-        """C_T; None if no cell is large enough."""
+    def score(self, *rows):
+        """C_T of all points, or of rows of train, validation, fake; None if cells are too small."""
         from scipy.stats import rankdata
 
-        rows = [torch.arange(len(labels)) if some is None else some for labels, some in
-                zip(self.cells, (train_rows, validation_rows, fake_rows), strict=True)]
+        rows = rows or [torch.arange(len(labels)) for labels in self.cells]
         distances = [nearest.among(some, rows[0])[0]
                      for nearest, some in zip(self.nearest, rows[1:], strict=True)]
         total = weight = 0
@@ -384,19 +386,13 @@ class CopyingScore:
         return float(total / weight) if weight else None
 
 
-def _distance_within_cells(x, y):
-    """Euclidean distances of points whose last coordinate is their cell; infinite to others."""
-    distances = pairwise_euclidean(x[:, :-1], y[:, :-1])
-    return distances.masked_fill_(x[:, -1:] != y[:, -1], torch.inf)
-
-
 def recovery_gap(train, validation):
     """(gap, p) of recovery errors (n,) of photos (Webster et al. 2019): the median of validation
     less that of train, and p of the Kolmogorov-Smirnov test that both are alike."""
     from scipy.stats import ks_2samp
 
-    gap = np.median(validation) - np.median(train)
-    return float(gap), float(ks_2samp(train, validation).pvalue)
+    p = ks_2samp(train, validation).pvalue
+    return float(np.median(validation) - np.median(train)), float(p)
 
 
 # Pieces: cells of images ---------------------------------------------------------------------
@@ -437,14 +433,24 @@ def pieces_of_neighbors(train, validation, train_rows, validation_rows, fake_row
     rows = (fake_rows[:, None] * cells + torch.arange(cells)).flatten()
     to_train, photos = train.among(rows, train_rows)
     to_validation, _ = validation.among(rows, validation_rows)
-    shape = -1, cells
-    return piece_sides(to_train.view(shape), to_validation.view(shape)), photos.view(shape)
+    to_train, to_validation, photos = (x.view(-1, cells) for x in (to_train, to_validation, photos))
+    return piece_sides(to_train, to_validation), photos
+
+
+# Spectra -------------------------------------------------------------------------------------
+
+BANDS = {"low": (0, 1 / 8), "middle": (1 / 8, 1 / 2), "high": (1 / 2, 2)}  # of Nyquist's frequency
+ROUNDING = 0.447 / 12  # power of luminance rounded to 8 bits a channel: what is below it is nothing
+
+
+def log_spectrum(powers):
+    """Natural logarithm (h, w) of the mean of power spectra (n, h, w) of squared grey levels."""
+    return powers.mean(0).clamp(min=ROUNDING).log()
 
 
 # Intervals, and the numbers of a table -------------------------------------------------------
 
 NEIGHBORS_KEPT = 32  # of a point among n: enough for any random half of them
-FEWEST_FOR_INFINITY = 200  # points a set: the trend of fewer says little
 
 
 def interval(statistic, *sets, level=0.95, replicates=200, seed=0, bounds=(-np.inf, np.inf)):
@@ -452,13 +458,10 @@ def interval(statistic, *sets, level=0.95, replicates=200, seed=0, bounds=(-np.i
 
     statistic: any function here that returns a number, or several as an array, then low and
     high are lists. bounds: its range, to which the interval is cut.
-
     By the delete-half jackknife (Shao & Wu 1989): statistic ± z times its standard deviation
-    over random halves of all sets, drawn without replacement. A bootstrap would draw points
-    twice: neighbours at distance 0, and covariances of lower rank, so that Fréchet distances
-    shift upward beyond their own interval. Where the variance falls faster than 1 / n (two sets
-    of one distribution, n < d) the interval is too wide, never too narrow. It doesn't cover the
-    bias of small sets (see frechet_distance_infinity).
+    over random halves of all sets, drawn without replacement: a bootstrap's points drawn twice are
+    neighbours at distance 0. Where the variance falls faster than 1 / n (two sets of one
+    distribution, n < d) the interval is too wide, never too narrow. It doesn't cover bias.
     """
     rng = np.random.default_rng(seed)
     halves = [
@@ -476,7 +479,6 @@ class Measure(NamedTuple):
     sets: list
     bounds: tuple = (-np.inf, np.inf)
     least: int = 2  # points a set
-    least_half: int = 2  # points in half of a set, for an interval
     effort: float = 1.0  # the share of the replicates that it gets
 
 
@@ -486,12 +488,12 @@ def numbers(measures, n):
     Without those that need more points. Intervals are by 200 random halves, by 20 above n = 1000.
     """
     values, intervals = {}, {}
-    for statistic, sets, bounds, least, least_half, effort in measures:
+    for statistic, sets, bounds, least, effort in measures:
         if n < least:
             continue
         row = statistic(*sets)
         values |= row
-        if n // 2 >= least_half:
+        if n // 2 >= min(least, 8):
             replicates = max(10, int(effort * (200 if n <= 1000 else 20)))
             ends = interval(lambda *halves: list(statistic(*halves).values()), *sets,  # noqa: B023
                             replicates=replicates, bounds=bounds)
@@ -499,76 +501,75 @@ def numbers(measures, n):
     return {"n": n, **values, "intervals": intervals}
 
 
-def inception_measures(references, fake):
-    """Measures of Inception's features of samples, fake (n, d).
+def spectrum_measure(train, fake):
+    """Mean power spectra (n, h, h // 2 + 1) of samples beside photos', in natural logarithms.
 
-    references: {"train": features (n, d) of the training photos, any others by name}.
-    Precision and its like are against the first.
+    By bands, the mean absolute difference. Grid: how much more samples have at periods of 8 pixels
+    and parts of these (4, 8/3, 2) than photos, beyond what they have more around them: traces of
+    layers that double the resolution. 0 is ideal.
+    """
+    h = fake.shape[1]
+    at, m = 2 * torch.hypot(torch.fft.fftfreq(h)[:, None], torch.fft.rfftfreq(h)), -(-h // 16)
+    bands = {f"spectrum_{band}": (low < at) & (at <= high) for band, (low, high) in BANDS.items()}
+    eighths = torch.isin(torch.arange(h), (torch.arange(8) * h / 8).round().long())
+    grid = eighths[:, None] & eighths[: h // 2 + 1] & (at > 0)
+
+    def differences(*sets):
+        photos, samples = map(log_spectrum, sets)
+        more = (samples - photos)[None]
+        around = F.pad(F.pad(more, (m, m, 0, 0), "reflect"), (0, 0, m, m), "circular")
+        beyond = more - F.avg_pool2d(around, 2 * m + 1, 1)
+        return {row: more[0][band].abs().mean().item() for row, band in bands.items()} | {
+            "spectrum_grid": beyond[0][grid].mean().item()}
+
+    return Measure(differences, [train, fake], ([0, 0, 0, -np.inf], np.inf), effort=0.2)
+
+
+def distribution_measures(references, fake, frechet="fid", kernel="kid"):
+    """Measures of features of samples, fake (n, d), against {"train": those of photos, ...}.
+
+    Precision and its like are against the first. frechet, kernel: how rows begin.
     """
 
     def of_each(row, distance):
         return lambda *sets: {f"{row}_{name}": distance(x, sets[-1])
                               for name, x in zip(references, sets, strict=False)}
 
-    def infinity(x, y):  # each of the 15 distances takes seconds where n > d
-        return frechet_distance_infinity(x, y, 15 if len(x) <= x.shape[1] else 5)
-
-    sets = [*references.values(), fake]
+    sets = gram_points(*references.values(), fake)
     return [
-        Measure(of_each("fid", frechet_distance), sets, (0, np.inf)),
-        Measure(of_each("kid", lambda x, y: kernel_distance(x, y)[0]), sets),
+        Measure(of_each(frechet, frechet_distance), sets, (0, np.inf)),
+        Measure(of_each(kernel, kernel_distance), sets),
         Measure(lambda *sets: precision_recall_density_coverage(sets[0], sets[-1]), sets,
-                ([0, 0, 0, 0], [1, 1, np.inf, 1]), least=6, least_half=6),
-        Measure(of_each("fid_infinity", infinity), sets, least=FEWEST_FOR_INFINITY, effort=0.2)]
+                ([0, 0, 0, 0], [1, 1, np.inf, 1]), least=6),
+        Measure(of_each(f"{frechet}_infinity", frechet_distance_infinity), sets,
+                least=200, effort=0.2)]  # the trend of fewer says little
 
 
-def neighbor_lists(pair, points, n, distance):
-    """{"TF": Neighbors of T among F, "FT": the reverse} of the pair "TF" of points {letter: set}.
-
-    Long enough for any n of the points and for halves of these. Of "TT": of T among itself.
-    """
-    x, y = (points[letter] for letter in pair)
-    k_x, k_y = (min(len(z), -(-NEIGHBORS_KEPT * len(z) // n)) for z in (x, y))
-    if x is y:
-        return {pair: nearest_neighbors(x, x, min(k_x, len(x) - 1), distance, True)}
-    lists = mutual_neighbors(x, y, (k_y, k_x), distance)
-    return dict(zip((pair, pair[::-1]), lists, strict=True))
-
-
-def neighbor_measure(lists, rows, suffix=""):
+def neighbor_measure(lists, rows, suffix="", fake="F"):
     """AA on both sides, privacy loss and AuthPct of row numbers of train, validation and samples.
 
-    lists: of neighbor_lists, of train T, validation V and samples F.
+    lists: of neighbor_lists, by T, V and F. fake: "V" judges validation photos, so against T alone.
     """
 
-    def accuracies(train_rows, validation_rows, fake_rows):
-        train = accuracy_of_neighbors(lists, "TF", train_rows, fake_rows)
-        test = accuracy_of_neighbors(lists, "VF", validation_rows, fake_rows)
-        return {f"aa_train{suffix}": train, f"aa_test{suffix}": test,
-                f"privacy_loss{suffix}": test - train,
-                f"authpct{suffix}": authenticity_of_neighbors(lists, "TF", train_rows, fake_rows)}
+    def accuracies(train_rows, validation_rows, *fake_rows):
+        side = "T" + fake, train_rows, *(fake_rows or [validation_rows])
+        train = adversarial_accuracy(lists, *side)
+        row = {"aa_train": train}
+        if fake != "V":
+            test = adversarial_accuracy(lists, "V" + fake, validation_rows, *fake_rows)
+            row |= {"aa_test": test, "privacy_loss": test - train}
+        row["authpct"] = authenticity(lists, *side)
+        return {name + suffix: value for name, value in row.items()}
 
-    return Measure(accuracies, rows, ([0, 0, -1, 0], [1, 1, 1, 100]))
-
-
-def real_measure(lists, rows, suffix=""):
-    """The same of row numbers of train and validation, the latter as if they were samples."""
-
-    def accuracy(*rows):
-        return {f"aa_train{suffix}": accuracy_of_neighbors(lists, "TV", *rows),
-                f"authpct{suffix}": authenticity_of_neighbors(lists, "TV", *rows)}
-
-    return Measure(accuracy, rows, ([0, 0], [1, 100]))
+    low, high = zip((0, 1), *([(0, 1), (-1, 1)] if fake != "V" else []), (0, 100), strict=True)
+    return Measure(accuracies, rows, (low, high))
 
 
 def copy_measure(lists, rows, suffix=""):
-    """The share of copy_test, of row numbers of all training and validation photos and samples."""
+    """The share of suspected copies, of row numbers of all photos and samples."""
 
-    def share(train_rows, validation_rows, fake_rows):
-        unseen, _ = lists["VT"].among(validation_rows, train_rows)
-        distances, _ = lists["FT"].among(fake_rows, train_rows)
-        nearer = distances < unseen.quantile(COPY_QUANTILE)
-        return {f"copies{suffix}": nearer.double().mean().item()}
+    def share(*rows):
+        return {f"copies{suffix}": suspected_copies(lists, *rows).double().mean().item()}
 
     return Measure(share, rows, (0, 1))
 
@@ -578,12 +579,11 @@ def copying_measure(train, validation, fake):
     if len(fake) < 20:
         return None
     copying = CopyingScore(*(F.normalize(x.double(), dim=1) for x in (train, validation, fake)))
-    n = len(fake)
 
     def score(*rows):  # a z score grows with the root of n: halves are brought to n
-        return {"ct": (copying.score(*rows) or 0.0) * (n / len(rows[0])) ** 0.5}
+        return {"ct": (copying.score(*rows) or 0.0) * (len(fake) / len(rows[0])) ** 0.5}
 
-    return Measure(score, [torch.arange(n)] * 3) if copying.used else None
+    return Measure(score, [torch.arange(len(fake))] * 3) if copying.used else None
 
 
 def piece_measure(train, validation, rows, cells):
@@ -597,4 +597,4 @@ def piece_measure(train, validation, rows, cells):
         of = nearer.sum().item() / sides.count_nonzero().item() if sides.any() else 0.5
         return {"pieces": of, "piece_photos": float(np.median(counts or 0))}
 
-    return Measure(share, rows, ([0, 0], [1, np.inf]))
+    return Measure(share, rows, ([0, 0], [1, np.inf]), effort=0.2)

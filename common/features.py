@@ -95,6 +95,88 @@ class _Cells(nn.Module):
         return F.normalize(cells @ self.directions, dim=2)
 
 
+def dinov2_network(weights="pretrained", device="cpu"):
+    """DINOv2's ViT-L/14 (Oquab et al. 2023): uint8 images (n, 3, h, w) -> (n, 1024) class tokens.
+
+    Images are resized to 224x224, antialiased bicubic, as for the Fréchet distances of Stein et
+    al. 2023. weights: as for inception_network, a path being of the authors' file.
+    """
+    def build():
+        with torch.device("cpu" if str(weights) == "random" else "meta"):
+            return _vision_transformer()
+
+    net = _network("dinov2", build, weights, convert=_from_dinov2)
+    return _Extractor(net, functools.partial(_prepare_imagenet, mode="bicubic")).to(device)
+
+
+def _vision_transformer(side=16, width=1024, depth=24, heads=16):
+    from torchvision.models import VisionTransformer
+
+    net = VisionTransformer(14 * side, 14, depth, heads, width, 4 * width)
+    net.heads = nn.Identity()
+    return net
+
+
+DINOV2_NAMES = (  # of the authors' state dict, and torchvision's
+    ("cls_token", "class_token"), ("pos_embed", "encoder.pos_embedding"),
+    ("patch_embed.proj", "conv_proj"), ("blocks.", "encoder.layers.encoder_layer_"),
+    (".norm", ".ln_"), ("norm.", "encoder.ln."), ("attn.qkv.", "self_attention.in_proj_"),
+    ("attn.proj", "self_attention.out_proj"), ("mlp.fc1", "mlp.0"), ("mlp.fc2", "mlp.3"))
+
+
+def _from_dinov2(state, side=16):
+    """torchvision's state dict of DINOv2's. LayerScale goes into the layers before it."""
+    state = {name: value.float() for name, value in state.items()}
+    for gamma in [name for name in state if name.endswith(".gamma")]:
+        scale, block = state.pop(gamma), gamma.split(".ls")[0]
+        layer = f"{block}.{'attn.proj' if '.ls1.' in gamma else 'mlp.fc2'}"
+        state[f"{layer}.weight"] = scale[:, None] * state[f"{layer}.weight"]
+        state[f"{layer}.bias"] = scale * state[f"{layer}.bias"]
+    state["pos_embed"] = _resampled(state["pos_embed"], side)
+    converted = {}
+    for name, value in state.items():
+        for theirs, torchvisions in DINOV2_NAMES:
+            name = name.replace(theirs, torchvisions)
+        converted[name] = value
+    return converted
+
+
+def _resampled(positions, side):
+    """Position embeddings (1, 1 + m * m, d), the class token's first, for side * side patches.
+
+    As the published model does it: bicubic, at a scale of (side + 0.1) / m.
+    """
+    first, grid = positions.split([1, positions.shape[1] - 1], 1)
+    m = round(grid.shape[1] ** 0.5)
+    grid = grid.view(1, m, m, -1).permute(0, 3, 1, 2)
+    if m != side:
+        grid = F.interpolate(grid, scale_factor=((side + 0.1) / m,) * 2, mode="bicubic")
+    return torch.cat([first, grid.flatten(2).transpose(1, 2)], 1)
+
+
+class Spectrum(nn.Module):
+    """Power spectra: uint8 images (n, 3, s, s) -> (n, m, m // 2 + 1), m = min(s, 256).
+
+    |FFT|^2 of the luminance (ITU-R BT.601), its mean removed, under a Hann window; 1 is what white
+    noise of one squared grey level has. Larger images are the mean over half-overlapping squares
+    of 256 pixels (Welch 1967): their spectrum with less noise, and of bounded size.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.luminance = nn.Parameter(torch.tensor([0.299, 0.587, 0.114]), requires_grad=False)
+
+    def forward(self, images):
+        images = torch.einsum("nchw,c->nhw", images.float(), self.luminance)
+        beyond = max(0, images.shape[-1] - 256)
+        side, step = images.shape[-1] - beyond, max(1, beyond // max(1, -(-beyond // 128)))
+        squares = images.unfold(1, side, step).unfold(2, side, step).flatten(1, 2)
+        window = torch.hann_window(side, device=images.device)
+        window = torch.outer(window, window) / window.square().sum()
+        flat = squares.mean((-2, -1), keepdim=True)
+        return torch.fft.rfft2((squares - flat) * window).abs().square().mean(1)
+
+
 def lpips_network(net="alex", weights="pretrained", device="cpu"):
     """The lpips package's module with trunk 'alex', 'vgg' or 'squeeze': two batches of images
     in [-1, 1], (n, 3, h, w) each -> (n, 1, 1, 1) distances.
@@ -136,8 +218,8 @@ def _prepare_clean_fid(images):
     return (images.clamp(0, 255) - 128) / 128
 
 
-def _prepare_imagenet(images):
-    images = F.interpolate(images / 255, size=(224, 224), mode="bilinear", antialias=True)
+def _prepare_imagenet(images, mode="bilinear"):
+    images = F.interpolate(images / 255, size=(224, 224), mode=mode, antialias=True).clamp(0, 1)
     mean = images.new_tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
     return (images - mean) / images.new_tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
 
@@ -150,41 +232,18 @@ def _fid_inception():
     """
     from torchvision.models import Inception3, inception
 
-    def average_pool(x):
-        return F.avg_pool2d(x, 3, stride=1, padding=1, count_include_pad=False)
+    def without_padding(_, pooled):  # the average of ones: the share that is not padding
+        return pooled[0] / F.avg_pool2d(torch.ones_like(pooled[0][:1, :1]), 3, 1, 1)
 
-    def max_pool(x):
-        return F.max_pool2d(x, 3, stride=1, padding=1)
-
-    class InceptionA(inception.InceptionA):
+    class Last(inception.InceptionE):
         def _forward(self, x):
-            return [self.branch1x1(x),
-                    self.branch5x5_2(self.branch5x5_1(x)),
-                    self.branch3x3dbl_3(self.branch3x3dbl_2(self.branch3x3dbl_1(x))),
-                    self.branch_pool(average_pool(x))]
+            return [*super()._forward(x)[:3], self.branch_pool(F.max_pool2d(x, 3, 1, 1))]
 
-    class InceptionC(inception.InceptionC):
-        def _forward(self, x):
-            y = self.branch7x7dbl_3(self.branch7x7dbl_2(self.branch7x7dbl_1(x)))
-            return [self.branch1x1(x),
-                    self.branch7x7_3(self.branch7x7_2(self.branch7x7_1(x))),
-                    self.branch7x7dbl_5(self.branch7x7dbl_4(y)),
-                    self.branch_pool(average_pool(x))]
-
-    class InceptionE(inception.InceptionE):
-        pool = staticmethod(average_pool)
-
-        def _forward(self, x):
-            y, z = self.branch3x3_1(x), self.branch3x3dbl_2(self.branch3x3dbl_1(x))
-            return [self.branch1x1(x),
-                    *(self.branch3x3_2a(y), self.branch3x3_2b(y)),
-                    *(self.branch3x3dbl_3a(z), self.branch3x3dbl_3b(z)),
-                    self.branch_pool(self.pool(x))]
-
-    blocks = [inception.BasicConv2d, InceptionA, inception.InceptionB, InceptionC,
-              inception.InceptionD, InceptionE, inception.InceptionAux]
-    net = Inception3(1008, False, inception_blocks=blocks, init_weights=False)
-    net.Mixed_7c.pool = max_pool
+    net = Inception3(1008, False, init_weights=False)
+    for block in net.children():
+        if hasattr(block, "branch_pool"):
+            block.branch_pool.register_forward_pre_hook(without_padding)
+    net.Mixed_7c = Last(2048)
     return net
 
 
@@ -207,11 +266,12 @@ WEIGHTS = {
     "alex": TORCHVISION + "alexnet-owt-7be5be79.pth",
     "vgg": TORCHVISION + "vgg16-397923af.pth",
     "squeeze": TORCHVISION + "squeezenet1_1-b8a52dc0.pth",
+    "dinov2": "https://dl.fbaipublicfiles.com/dinov2/dinov2_vitl14/dinov2_vitl14_pretrain.pth",
 }
 
 
-def _network(name, build, weights, trunk=lambda net: net):
-    """Build a network in evaluation mode without gradients, its trunk with the named weights."""
+def _network(name, build, weights, trunk=lambda net: net, convert=dict):
+    """A network in evaluation mode without gradients, its trunk with the named weights."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)
         net = build()
@@ -219,8 +279,8 @@ def _network(name, build, weights, trunk=lambda net: net):
             _randomize(trunk(net))
     if str(weights) != "random":
         path = _pretrained(name) if str(weights) == "pretrained" else Path(weights)
-        _load(trunk(net), path, name)
-    return net.eval().requires_grad_(False)
+        _load(trunk(net), path, name, convert)
+    return net.float().eval().requires_grad_(False)
 
 
 @torch.no_grad()
@@ -248,25 +308,25 @@ def _randomize(net):
 
 
 def _pretrained(name):
-    """Path of the pretrained weights in torch.hub's cache, downloaded if need be, verified."""
+    """Path of the weights in torch.hub's cache, downloaded if need be; a hash in a name holds."""
     url = WEIGHTS[name]
     path = Path(torch.hub.get_dir(), "checkpoints", url.rsplit("/", 1)[1])
-    prefix = re.search(r"-([0-9a-f]{8,})\.pth$", path.name)[1]
+    prefix = (re.search(r"-([0-9a-f]{8,})\.pth$", path.name) or ["", ""])[1]
     if not path.exists():
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            torch.hub.download_url_to_file(url, str(path), hash_prefix=prefix)
+            torch.hub.download_url_to_file(url, str(path), hash_prefix=prefix or None)
         except (OSError, RuntimeError) as error:
             raise WeightsError(f"cannot download {url} ({_first_line(error)}): save it as {path}, "
                                "or choose --weights random") from error
-    digest = files.file_sha256(path)
+    digest = files.file_sha256(path) if prefix else ""
     if not digest.startswith(prefix):
         raise WeightsError(f"{path} is damaged: its SHA-256 begins with {digest[:8]}, not "
                            f"{prefix}; replace it by {url}, or choose --weights random")
     return path
 
 
-def _load(net, path, name):
+def _load(net, path, name, convert=dict):
     """Load a torchvision state dict; trunks of lpips keep the numbers of its layers."""
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
@@ -274,8 +334,9 @@ def _load(net, path, name):
         raise WeightsError(f"cannot read weights from {path}: {_first_line(error)}") from error
     names = {key: re.sub(r"^slice\d+\.", "features.", key) for key in net.state_dict()}
     try:
-        net.load_state_dict({key: state[name] for key, name in names.items()})
-    except (KeyError, TypeError, RuntimeError, AttributeError) as error:
+        state = convert(state)
+        net.load_state_dict({key: state[name] for key, name in names.items()}, assign=True)
+    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
         raise WeightsError(f"{path} does not hold the weights of {name}") from error
 
 
@@ -297,7 +358,7 @@ _full_precision = torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
 def features(images, network, batch_size=32):
     """Features of uint8 images (n, 3, h, w): a float32 tensor (n, d) or (n, c, d) on the CPU.
 
-    network: from inception_network, resnet50_network or pieces_network. A row depends on its image
+    network: from inception_network or another above but lpips_network. A row depends on its image
     alone, up to 1e-5 of its size. Raises ValueError for images of another kind.
     """
     device = next(network.parameters()).device
@@ -449,7 +510,7 @@ def write_cache(path, value):
 
 
 class FeatureNetworks:
-    """The networks "inception", "resnet", "pieces" and "lpips", each built when first asked for.
+    """The networks by name, each built when first asked for.
 
     keys: {name: what the features depend on besides the images}. lpips: its trunk. lpips_size:
     the side that images are resized to for LPIPS.
@@ -458,15 +519,15 @@ class FeatureNetworks:
     def __init__(self, weights, device, resize="bilinear", lpips="alex", lpips_size=256):
         self.lpips_size = lpips_size
         versions = [metadata.version(name) for name in ("torch", "torchvision", "lpips")]
-        self.keys = {"inception": [VERSION, weights, versions, resize],
-                     "resnet": [VERSION, weights, versions],
-                     "pieces": [VERSION, weights, versions],
-                     "lpips": [VERSION, weights, versions, lpips, lpips_size]}
-        makers = {"inception": lambda: inception_network(weights, device, resize),
-                  "resnet": lambda: resnet50_network(weights, device),
-                  "pieces": lambda: pieces_network(weights, device),
-                  "lpips": lambda: lpips_network(lpips, weights, device)}
-        self._makers = {name: functools.cache(make) for name, make in makers.items()}
+        makers = {"inception": (lambda: inception_network(weights, device, resize), [resize]),
+                  "dinov2": (lambda: dinov2_network(weights, device), []),
+                  "resnet": (lambda: resnet50_network(weights, device), []),
+                  "pieces": (lambda: pieces_network(weights, device), []),
+                  "spectrum": (lambda: Spectrum().to(device), []),
+                  "lpips": (lambda: lpips_network(lpips, weights, device), [lpips, lpips_size])}
+        self.keys = {name: [VERSION, weights, versions, *more]
+                     for name, (_, more) in makers.items()}
+        self._makers = {name: functools.cache(make) for name, (make, _) in makers.items()}
 
     def __getitem__(self, name):
         try:

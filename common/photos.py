@@ -178,6 +178,11 @@ def data_order(n, start, length, seed):
     return torch.cat(parts)
 
 
+def draw_rows(total, n, seed):
+    """n of the rows 0 ... total - 1, drawn by seed, in their order: a tensor (n,)."""
+    return torch.from_numpy(np.sort(np.random.default_rng(seed).permutation(total)[:n]))
+
+
 def epoch_batches(n, batch_size, epoch, seed, start=0, parts=1):
     """Index tensors that go through n photos once, in the order of `epoch` (0, 1, ...).
 
@@ -261,11 +266,15 @@ def save_grid(images, path, columns=8, caption=""):
         picture.save(file, format="PNG")
 
 
-def save_images(batches, folder):
-    """Writes batches of uint8 images (n, 3, h, w) to a folder, as 00000.png, 00001.png, ..."""
+def save_images(batches, folder, update=lambda images: None):
+    """Writes batches of uint8 images (n, 3, h, w) to a folder, as 00000.png, 00001.png, ...
+
+    update: called with the number of images written since the last call.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     for row, image in enumerate(image for batch in batches for image in batch):
         Image.fromarray(image.permute(1, 2, 0).numpy()).save(folder / f"{row:05d}.png")
+        update(1)
 
 
 def save_animation(images, path):

@@ -6,7 +6,9 @@ of samples), "judged" or "published"; numbers by the names in ROWS; "intervals",
 
 import csv
 import io
+import json
 import math
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -20,10 +22,20 @@ ROWS = {  # name in JSON and CSV: (in the table, the ideal or None, digits; None
     "fid_infinity_validation": ("FID∞ validation", 0, 1),
     "kid_train": ("KID train", 0, None),
     "kid_validation": ("KID validation", 0, None),
+    "fd_dinov2_train": ("FD-DINOv2 train", 0, 1),
+    "fd_dinov2_validation": ("FD-DINOv2 validation", 0, 1),
+    "fd_dinov2_infinity_train": ("FD∞-DINOv2 train", 0, 1),
+    "fd_dinov2_infinity_validation": ("FD∞-DINOv2 validation", 0, 1),
+    "kd_dinov2_train": ("KD-DINOv2 train", 0, None),
+    "kd_dinov2_validation": ("KD-DINOv2 validation", 0, None),
     "precision": ("precision", 1, 2),
     "recall": ("recall", 1, 2),
     "density": ("density", 1, 2),
     "coverage": ("coverage", 1, 2),
+    "spectrum_low": ("spectrum, low", 0, 2),
+    "spectrum_middle": ("spectrum, middle", 0, 2),
+    "spectrum_high": ("spectrum, high", 0, 2),
+    "spectrum_grid": ("spectrum, grid", 0, 2),
     "aa_train": ("AA train", 0.5, 2),
     "aa_test": ("AA test", 0.5, 2),
     "privacy_loss": ("privacy loss", 0, 2),
@@ -115,6 +127,38 @@ def csv_text(results, note):
         remark = "published" if result["kind"] == "published" else note
         writer.writerow({"note": remark, **result, **spread})
     return text.getvalue()
+
+
+def write(results, settings, caption, out, json_path):
+    """The table as metrics.json, metrics.csv, table.md and table.png in `out` and on the terminal.
+
+    json_path: where the JSON goes, too; "-" leaves stdout to it alone.
+    """
+    caption += "; ± half a 95% interval"
+    text = f"{caption}\n\n{markdown(results)}\n"
+    as_json = json.dumps({"settings": settings, "columns": results}, indent=1)
+    written = {out / "metrics.json": as_json, out / "table.md": text,
+               out / "metrics.csv": csv_text(results, settings["note"])}
+    if json_path not in (None, "-"):
+        written[json_path] = as_json
+    for path, content in written.items():
+        with files.replacing(path) as file:
+            file.write(content.encode())
+    table_figure(results, caption, out / "table.png")
+
+    messages = sys.stderr if json_path == "-" else sys.stdout
+    print(text, file=messages)
+    for result in results:
+        for kind, found in result.get("suspects", {}).items():
+            if found:
+                few = ", ".join(suspect["name"] for suspect in found[:5])
+                dots = ", ..." if len(found) > 5 else ""
+                print(f"{result['name']}: {len(found)} of {settings['n']} nearer to a training "
+                      f"photo than 99% of the validation photos by {kind}: {few}{dots}",
+                      file=messages)
+    print(f"written to {out}/", file=messages)
+    if json_path == "-":
+        print(as_json)
 
 
 # Figures -------------------------------------------------------------------------------------
@@ -215,6 +259,39 @@ def pca_figure(pca, panels, title, path):
     save_figure(figure, title, path)
 
 
+def spectrum_figure(spectra, title, path):
+    """Power over frequency, and the log ratio of each spectrum to the first in two dimensions.
+
+    spectra: {name: natural logarithm (h, h // 2 + 1) of power}, the training photos first.
+    """
+    (first, reference), *others = spectra.items()
+    wide = min(4, len(spectra))
+    figure, axes = new_figure(4.5 * wide, 4 * -(-len(spectra) // wide) + 0.4,
+                              -(-len(spectra) // wide), wide)
+    curves, *maps = axes.flat
+    h = len(reference)
+    frequencies = 2 * np.hypot(np.fft.fftfreq(h)[:, None], np.fft.rfftfreq(h))
+    rings = (frequencies * 64).round().astype(int).ravel()
+    sizes = np.bincount(rings)
+    shown = np.flatnonzero(sizes[:65])[1:]
+    for name, spectrum in spectra.items():
+        means = np.bincount(rings, np.ravel(spectrum)) / np.maximum(sizes, 1)
+        curves.semilogy(shown / 64, np.exp(means[shown]), label=name,
+                        color="0.3" if name == first else None)
+    curves.set(xlabel="frequency / Nyquist's", ylabel="power (squared grey levels)", xlim=(0, 1))
+    curves.legend(fontsize=8)
+    for axis in maps[len(others):]:
+        axis.axis("off")
+    for axis, (name, spectrum) in zip(maps, others, strict=False):
+        ratio = np.asarray(spectrum - reference)
+        mirrored = np.roll(ratio[::-1], 1, axis=0)[:, :0:-1]
+        shown = axis.imshow(np.fft.fftshift(np.concatenate([mirrored, ratio], 1), axes=0),
+                            cmap="RdBu_r", vmin=-2, vmax=2, extent=(-1, 1, -1, 1))
+        axis.set_title(f"{name}: ln of power / that of {first}", fontsize=9)
+        figure.colorbar(shown, ax=axis, shrink=0.8)
+    save_figure(figure, title, path)
+
+
 def curve_figure(results, real, caption, path):
     """FID and adversarial accuracy over steps, of runs with two or more of them; else nothing."""
     runs = {}
@@ -227,7 +304,9 @@ def curve_figure(results, real, caption, path):
     if not runs:
         return
     figure, (axes,) = new_figure(12, 4.5, 1, 2)
-    panels = [("FID", {"fid_train": "-", "fid_validation": "--"}, real["fid_validation"]),
+    fid = "fid" if "fid_validation" in real else "fd_dinov2"
+    label = ROWS[f"{fid}_train"][0].split()[0]
+    panels = [(label, {f"{fid}_train": "-", f"{fid}_validation": "--"}, real[f"{fid}_validation"]),
               ("adversarial accuracy", {"aa_train": "-", "aa_test": "--"}, real["aa_train"])]
     for axis, (label, rows, reference) in zip(axes, panels, strict=True):
         for number, ((folder, model), found) in enumerate(runs.items()):

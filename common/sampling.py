@@ -93,6 +93,12 @@ def generate(generator, *z, batch_size=8):
     return torch.cat(images)[:n]
 
 
+def samples(generator, seed, rows, batch_size):
+    """Batches of the samples of these numbers: each depends on the seed and its number alone."""
+    return (generate(generator, latents(seed, part.tolist(), generator.z_dim))
+            for part in rows.split(batch_size))
+
+
 def quasi_newton(pairs, slope):
     """Each row's L-BFGS step for slopes (n, d): Nocedal 1980, in two loops.
 

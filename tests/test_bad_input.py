@@ -141,7 +141,11 @@ EVALUATION = [
     (["--samples", "drawn/train", "--data", "drawn", "--lpips-size", 8], "8 is not in [64"),
     (["--samples", "drawn/train", "--data", "drawn", "--seed", "x"], "invalid int value"),
     (["--samples", "drawn/train", "--data", "drawn", "--device", "cuda"], "--device cpu works"),
-    (["--samples", "drawn/train", "--data", "drawn", "--save-samples", "taken"], "is not empty"),
+    (["--samples", "drawn/train", "--data", "drawn", "--features", "clip"], "choice: 'clip'"),
+    (["--ckpt", "published.pth", "--generate", 2, "--out", "taken"], "is not an empty folder"),
+    (["--ckpt", "published.pth", "--generate", -2], "-2 is not in"),
+    (["--samples", "drawn/train", "--data", "drawn", "--size", 8, "--weights", "pretrained",
+      "--features", "dinov2"], "cannot read weights from"),
     (["--samples", "drawn/train", "--data", "drawn", "--size", 8, "--weights", "pretrained"],
      "is damaged: its SHA-256 begins with"),
 ]
@@ -219,7 +223,8 @@ def world(launch, bedrooms, tmp_path_factory):
     torch.save({"g": g.state_dict(), "d": d.state_dict()}, world / "published.pth")
     hub = world / "hub" / "hub" / "checkpoints"
     hub.mkdir(parents=True)
-    for name in ("pt_inception-2015-12-05-6726825d", "resnet50-0676ba61", "alexnet-owt-7be5be79"):
+    for name in ("pt_inception-2015-12-05-6726825d", "resnet50-0676ba61", "alexnet-owt-7be5be79",
+                 "dinov2_vitl14_pretrain"):
         (hub / f"{name}.pth").write_bytes(b"of something else")
     return world
 

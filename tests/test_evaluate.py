@@ -18,7 +18,7 @@ import metrics
 import nets
 from common import checkpoints, features, photos, report, sampling
 
-ROWS = set(report.ROWS)
+ROWS = {row for row in report.ROWS if "dinov2" not in row}
 CPU = torch.device("cpu")
 
 
@@ -74,14 +74,15 @@ def check_numbers(fid, accuracy, fake, real):
     assert fid == pytest.approx(
         metrics.frechet_distance(*(features.features(x, network) for x in images)), rel=1e-3)
     network = features.resnet50_network("random", CPU)
-    assert accuracy == metrics.adversarial_accuracy(
-        *(features.features(x, network) for x in images))
+    points = {letter: features.features(x, network) for letter, x in zip("TF", images, strict=True)}
+    lists, rows = metrics.neighbor_lists(["TT", "FF", "TF"], points), torch.arange(len(images[0]))
+    assert accuracy == metrics.adversarial_accuracy(lists, "TF", rows, rows)
 
 
 def test_two_checkpoints_of_the_newest_run(script, evaluated, run, bedrooms, monkeypatch):
     samples = run.parents[1] / "samples"
     done = script("evaluate.py", "--ckpt", 10, "latest", "--data", bedrooms, "--weights", "random",
-                  "--save-samples", samples, "--show", 0, 5, cwd=run.parents[1])
+                  "--show", 0, 5, cwd=run.parents[1])
     assert done.stderr.count("\n") == 1, done.stderr
     assert "warning: fastgan 20 was trained on other photos" in done.stderr
     out = run / "eval"
@@ -89,7 +90,11 @@ def test_two_checkpoints_of_the_newest_run(script, evaluated, run, bedrooms, mon
                 for kind in ("neighbours_cosine", "neighbours_lpips", "pca", "pieces")}
     assert {path.name for path in out.iterdir()} == pictures | {
         "metrics.json", "metrics.csv", "table.md", "table.png", "pca_real.png", "curve.png",
-        ".cache"}
+        "spectrum.png", ".cache"}
+    # What was judged, without photos and without feature networks.
+    script("evaluate.py", "--ckpt", 10, "latest", "--generate", 6, "--out", samples,
+           cwd=run.parents[1])
+    assert {path.name for path in samples.iterdir()} == {"fastgan-10", "fastgan-20"}
     written = json.loads((out / "metrics.json").read_text())
     real, first, second = written["columns"]
     assert [real["name"], first["name"], second["name"]] == ["REAL", "fastgan 10", "fastgan 20"]
@@ -143,6 +148,56 @@ def test_two_checkpoints_of_the_newest_run(script, evaluated, run, bedrooms, mon
     same = json.loads(evaluated("--samples", samples / "fastgan-20", "--data", bedrooms, "--json",
                                 "-").out)["columns"][1]
     assert all(same[key] == second[key] for key in rows | {"intervals"})
+
+
+def test_dinov2_in_the_place_of_inception(evaluated, bedrooms, tmp_path, monkeypatch):
+    """A small vision transformer's random features give the rows, the table and the curve."""
+    monkeypatch.setattr(features, "_vision_transformer", functools.partial(
+        features._vision_transformer, width=32, depth=2, heads=2))
+    monkeypatch.setattr(features, "inception_network", None)
+    paths = [write_checkpoint(tmp_path / "gan", step, 28, step, "gan") for step in (1, 2)]
+    out, _ = evaluated("--ckpt", *paths, "--data", bedrooms, "--features", "dinov2", "--json", "-",
+                       "--out", tmp_path / "out")
+    written = json.loads(out)
+    assert written["settings"]["features"] == "dinov2"
+    _, *columns = written["columns"]
+    network = features.dinov2_network("random")
+    photo, fake = (features.features(x, network) for x in (
+        photos.load_images(bedrooms, "train", 28)[0], sample(paths[0], 6)))
+    assert columns[0]["fd_dinov2_train"] == pytest.approx(
+        metrics.frechet_distance(photo, fake), rel=1e-3)
+    assert columns[0]["kd_dinov2_train"] == pytest.approx(
+        metrics.kernel_distance(photo, fake), rel=1e-3, abs=1e-6)
+    assert "precision" in columns[0] and not any("fid" in row for row in columns[0])
+    assert "FD-DINOv2 train" in (tmp_path / "out" / "table.md").read_text()
+    assert (tmp_path / "out" / "curve.png").exists()
+
+
+def test_generated_images_are_those_of_latents(evaluated, refused, tmp_path):
+    """Of a published checkpoint, too; at another size with --size; by seed; never into a folder
+    that holds something."""
+    g, d = nets.FastGANGenerator(256, 16, 2), nets.FastGANDiscriminator(256, 2)
+    torch.save({"g": g.state_dict(), "d": d.state_dict()}, tmp_path / "70.pth")
+    command = ["--ckpt", tmp_path / "70.pth", "--generate", 3]
+    out, err = evaluated(*command, "--out", tmp_path / "new" / "a")
+    assert "new/a" in out and not err
+    files = sorted((tmp_path / "new" / "a").iterdir())
+    assert [path.name for path in files] == ["00000.png", "00001.png", "00002.png"]
+    images = photos.decode_all(files, 256)
+    assert torch.equal(images, sample(tmp_path / "70.pth", 3))
+    evaluated(*command, "--out", tmp_path / "b", "--size", 64, "--seed", 1)
+    other = photos.decode_all(sorted((tmp_path / "b").iterdir()), 64)
+    assert other.shape == (3, 3, 64, 64)
+    assert not torch.equal(other, features.resized(images, 64))
+    for arguments, words in [
+            (["--out", tmp_path / "b"], "b is not an empty folder"),
+            (["--out", tmp_path / "70.pth"], "70.pth is not an empty folder"),
+            ([], "needs a folder by --out"),
+            (["--out", tmp_path / "c", "--mix", 0, 1], "goes with no"),
+            (["--out", tmp_path / "c", "--samples", tmp_path / "b"], "goes with no"),
+            (["--out", tmp_path / "c", "--generate", 0], "0 is not in")]:
+        assert words in refused("evaluate.py", *command, *arguments, cwd=tmp_path)
+    assert not (tmp_path / "c").exists() and len(list((tmp_path / "b").iterdir())) == 3
 
 
 def test_four_models_in_one_table(evaluated, tmp_path, bedrooms):

@@ -85,6 +85,70 @@ def test_pieces_are_what_torchvisions_second_stage_sees_of_14_by_14_cells():
     assert (1 - near.sum(3)).median() < 0.2 * nearly.median()
 
 
+def timm_vit(side=37, width=64):
+    """timm's DINOv2 architecture, small, with random weights of every kind."""
+    timm = pytest.importorskip("timm.models.vision_transformer")
+    with torch.random.fork_rng(devices=[]):
+        net = timm.VisionTransformer(img_size=14 * side, patch_size=14, embed_dim=width, depth=3,
+                                     num_heads=4, init_values=1.0, num_classes=0).eval()
+        for value in net.parameters():
+            torch.nn.init.normal_(value, std=0.3 if value.ndim < 2 else value.shape[-1] ** -0.5)
+    return net.requires_grad_(False)
+
+
+def test_dinov2_equals_timms_at_its_native_resolution():
+    theirs = timm_vit()
+    with torch.device("meta"):
+        ours = features._vision_transformer(37, 64, 3, 4).eval()
+    ours.load_state_dict(features._from_dinov2(theirs.state_dict(), 37), assign=True)
+    images = torch.randn(2, 3, 518, 518, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = theirs(images)
+        torch.testing.assert_close(ours(images), expected, rtol=0,
+                                   atol=1e-4 * expected.abs().mean().item())
+
+
+def test_dinov2_of_a_file_resamples_its_positions(tmp_path, monkeypatch):
+    """From 37 x 37 to 16 x 16 by cubic convolution (Keys 1981, a = -0.75) at a scale of 16.1 / 37,
+    and to 224 x 224 pixels as clean-fid resizes; a file of half precision is loaded in single."""
+    monkeypatch.setattr(features, "_vision_transformer", partial(
+        features._vision_transformer, width=64, depth=3, heads=4))
+    theirs = timm_vit()
+    state = {name: value.half() for name, value in theirs.state_dict().items()}
+    theirs.load_state_dict({name: value.float() for name, value in state.items()})
+    torch.save({**state, "mask_token": torch.zeros(1, 64)}, tmp_path / "dinov2.pth")
+    network = features.dinov2_network(tmp_path / "dinov2.pth")
+
+    def weights(i):  # of the 37 positions along a side, for the new one i
+        at = (i + 0.5) * 37 / 16.1 - 0.5
+        row = np.zeros(37)
+        for j in range(int(np.floor(at)) - 1, int(np.floor(at)) + 3):
+            x = abs(at - j)
+            row[min(max(j, 0), 36)] += (1.25 * x**3 - 2.25 * x**2 + 1 if x <= 1 else
+                                        -0.75 * (x**3 - 5 * x**2 + 8 * x - 4))
+        return row
+
+    matrix = np.stack([weights(i) for i in range(16)])
+    grid = theirs.pos_embed[0, 1:].view(37, 37, 64).double().numpy()
+    grid = np.einsum("ai,bj,ijc->abc", matrix, matrix, grid).reshape(256, 64)
+    positions = network.net.encoder.pos_embedding
+    assert positions.dtype == torch.float32 and positions.shape == (1, 257, 64)
+    np.testing.assert_allclose(positions[0, 1:], grid, atol=1e-5)
+    assert torch.equal(positions[0, 0], theirs.pos_embed[0, 0])
+
+    cleanfid = pytest.importorskip("cleanfid.resize")
+    resize = cleanfid.make_resizer("PIL", False, "bicubic", (224, 224))
+    image = drawn(1, 400)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        small = torch.from_numpy(resize(image[0].permute(1, 2, 0).numpy())).permute(2, 0, 1)
+    small = torchvision.transforms.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])(
+        small / 255)
+    with torch.no_grad():
+        torch.testing.assert_close(features.features(image, network), network.net(small[None]),
+                                   rtol=0, atol=1e-2)
+
+
 @pytest.mark.parametrize("size", [(64, 64), (299, 299), (400, 333)])
 def test_clean_resize_equals_clean_fid(size):
     resize = pytest.importorskip("cleanfid.resize").build_resizer("clean")
@@ -157,13 +221,14 @@ def test_pretrained_weights_are_downloaded_cached_and_verified(hub):
     assert not cached.exists()
 
 
-@pytest.mark.parametrize("make", ["inception", "resnet50", "alex", "vgg", "squeeze"])
+@pytest.mark.parametrize("make", ["inception", "resnet50", "dinov2", "alex", "vgg", "squeeze"])
 def test_without_network_and_cache_the_error_says_what_to_do(make, hub, monkeypatch):
     def unreachable(*_, **__):
         raise URLError("no route to host")
 
     monkeypatch.setattr(torch.hub, "download_url_to_file", unreachable)
-    build = {"inception": features.inception_network, "resnet50": features.resnet50_network}
+    build = {name: getattr(features, f"{name}_network")
+             for name in ("inception", "resnet50", "dinov2")}
     with pytest.raises(features.WeightsError) as error:
         build.get(make, partial(features.lpips_network, make))("pretrained")
     message, url = str(error.value), features.WEIGHTS[make]
@@ -182,7 +247,8 @@ def test_weights_from_a_path(tmp_path, hub, resnet):
     (tmp_path / "empty.pth").touch()
     torch.save([1, 2], tmp_path / "list.pth")
     for name in ("text.pth", "empty.pth", "list.pth", "absent.pth", "resnet.pth"):
-        for make in (features.inception_network, partial(features.lpips_network, "squeeze")):
+        for make in (features.inception_network, features.dinov2_network,
+                     partial(features.lpips_network, "squeeze")):
             with pytest.raises(features.WeightsError, match=name) as error:
                 make(str(tmp_path / name))
             assert "\n" not in str(error.value)

@@ -10,6 +10,7 @@ import torch
 from published import pytorch_fid_distance
 
 import metrics
+from common import features
 
 FIXTURES = Path(__file__).parent / "fixtures"
 
@@ -102,17 +103,34 @@ def test_frechet_distance_infinity(monkeypatch):
     assert sizes == [(15, 15), (20, 20), (25, 25), (30, 30)]
 
 
-@pytest.mark.parametrize("n, size", [(60, 30), (60, 60), (400, 20)])
-def test_kernel_distance_equals_torch_fidelity(n, size):
+def test_kernel_distance_equals_torch_fidelity():
     reference = pytest.importorskip("torch_fidelity.metric_kid")
-    x, y = gaussian(n, 16), gaussian(n + 10, 16, 0.3, seed=1)
+    x, y = gaussian(60, 16), gaussian(60, 16, 0.3, seed=1)
     expected = reference.kid_features_to_metric(
-        x.double(), y.double(), kid_subsets=20, kid_subset_size=size, rng_seed=5, verbose=False)
-    ours = metrics.kernel_distance(x, y, subsets=20, subset_size=size, seed=5)
-    assert ours == pytest.approx(tuple(expected.values()), rel=1e-6, abs=1e-12)
-    whole = metrics.kernel_distance(x, y, subsets=20, seed=5)
-    assert whole == metrics.kernel_distance(x, y, subsets=20, subset_size=n, seed=5)  # capped
-    assert whole != metrics.kernel_distance(x, y, subsets=20, seed=6)
+        x.double(), y.double(), kid_subsets=1, kid_subset_size=60, verbose=False)
+    expected = expected["kernel_inception_distance_mean"]
+    assert metrics.kernel_distance(x, y) == pytest.approx(expected, rel=1e-6, abs=1e-12)
+    assert metrics.kernel_distance(y, x) == pytest.approx(expected, rel=1e-6, abs=1e-12)
+    same = metrics.kernel_distance(x, x)  # the diagonal counts across two sets, not within one
+    assert same == pytest.approx(metrics.kernel_distance(x, x.clone())) and same < 0
+
+
+@pytest.mark.parametrize("d", [12, 300])  # fewer and more than points
+def test_numbers_by_look_up_equal_those_of_features(d, monkeypatch):
+    """Of subsets, from one matrix of inner products; above its largest size, of features."""
+    x, y, z = gaussian(80, d), gaussian(70, d, 0.3, 1.5, seed=1), gaussian(9, d, seed=2)
+    points = metrics.gram_points(x, y, z)
+    assert [type(p) for p in points] == [metrics.GramPoints] * 3
+    rng = np.random.default_rng(0)
+    rows, others = rng.permutation(80)[:41], rng.permutation(70)[:33]
+    for statistic in (metrics.frechet_distance, metrics.kernel_distance,
+                      metrics.frechet_distance_infinity, metrics.precision_recall_density_coverage):
+        expected = statistic(x[rows], y[others])
+        assert statistic(points[0][rows], points[1][others]) == pytest.approx(expected, rel=1e-9)
+    monkeypatch.setattr(metrics, "GRAM_POINTS", 158)
+    assert all(isinstance(p, torch.Tensor) for p in metrics.gram_points(x, y, z))
+    assert metrics.frechet_distance(x[rows], y[others]) == pytest.approx(
+        metrics.frechet_distance(points[0][rows], points[1][others]), rel=1e-9)
 
 
 # Neighbours
@@ -151,13 +169,14 @@ def test_neighbors_equal_scikit_learns_in_both_directions(block, monkeypatch):
         calls.append(len(a) * len(b))
         return metrics.pairwise_cosine(a, b)
 
-    mutual = metrics.mutual_neighbors(x, y, (5, 9), counted)
-    assert sum(calls) == 25 * 40
-    for found, expected in zip(mutual, (ours, metrics.nearest_neighbors(y, x, 9)), strict=True):
-        assert torch.equal(found.indices, expected.indices)
-        torch.testing.assert_close(found.distances, expected.distances)
-    with pytest.raises(ValueError, match="k = 26"):
-        metrics.mutual_neighbors(x, y, (5, 26))
+    monkeypatch.setattr(metrics, "NEIGHBORS_KEPT", 9)
+    lists = metrics.neighbor_lists(["XY", "YY"], {"X": x, "Y": y}, distance=counted)
+    assert sum(calls) == 25 * 40 + 40 * 40 and set(lists) == {"XY", "YX", "YY"}
+    for pair, expected in (("XY", metrics.nearest_neighbors(x, y, 9)),
+                           ("YX", metrics.nearest_neighbors(y, x, 9)),
+                           ("YY", metrics.nearest_neighbors(y, y, 9, leave_out_self=True))):
+        assert torch.equal(lists[pair].indices, expected.indices)
+        torch.testing.assert_close(lists[pair].distances, expected.distances)
 
 
 def test_equally_near_neighbors_come_in_order(monkeypatch):
@@ -174,6 +193,20 @@ def test_equally_near_neighbors_come_in_order(monkeypatch):
 # Distances between sets of points
 
 
+def of_points(statistic):
+    """statistic(points, points), of what takes lists of neighbours and rows."""
+
+    def value(real, fake, distance=metrics.pairwise_cosine):
+        lists = metrics.neighbor_lists(["TT", "FF", "TF"], {"T": real, "F": fake},
+                                       distance=distance)
+        return statistic(lists, "TF", torch.arange(len(real)), torch.arange(len(fake)))
+
+    return value
+
+
+accuracy, authenticity = map(of_points, (metrics.adversarial_accuracy, metrics.authenticity))
+
+
 def brute_force_accuracy(real, fake, distance):
     across, apart = distance(real, fake), 0
     for points, nearest in ((real, across.min(1).values), (fake, across.min(0).values)):
@@ -187,18 +220,17 @@ def test_adversarial_accuracy_equals_its_definition(distance, monkeypatch):
     real, fake = gaussian(60, 5), gaussian(60, 5, 0.8, seed=1)
     expected = brute_force_accuracy(real, fake, distance)
     assert 0.5 < expected < 1
-    assert metrics.adversarial_accuracy(real, fake, distance) == expected
-    assert metrics.adversarial_accuracy(real.numpy(), fake.numpy(), distance) == expected
+    assert accuracy(real, fake, distance) == expected
+    assert accuracy(real.numpy(), fake.numpy(), distance) == expected
     matrix = distance(torch.cat([real, fake]), torch.cat([real, fake]))
     rows = torch.arange(120).split(60)
-    assert expected == metrics.adversarial_accuracy(*rows, lambda i, j: matrix[i][:, j])
+    assert expected == accuracy(*rows, lambda i, j: matrix[i][:, j])
     monkeypatch.setattr(metrics, "BLOCK", 13)
-    assert metrics.adversarial_accuracy(real, fake, distance) == expected
+    assert accuracy(real, fake, distance) == expected
 
 
 def test_adversarial_accuracy_where_the_answer_is_known():
     real, other = gaussian(200, 6), gaussian(200, 6, seed=1)
-    accuracy = metrics.adversarial_accuracy
     low, high = metrics.interval(accuracy, real, other, replicates=40)
     assert low < 0.5 < high and high - low < 0.35
     assert accuracy(real, real[torch.randperm(200, generator=torch.Generator())]) == 0
@@ -214,13 +246,13 @@ def test_adversarial_accuracy_where_the_answer_is_known():
 def test_rounding_does_not_decide_ties_of_copies():
     real = torch.cat([gaussian(40, 300, 5.0)] * 2)  # each photo twice
     noise = 1 + 1e-7 * gaussian(80, 300, seed=3)
-    assert metrics.adversarial_accuracy(real, real * 1.7) == 0
-    assert metrics.adversarial_accuracy(real, real * noise) == 0
+    assert accuracy(real, real * 1.7) == 0
+    assert accuracy(real, real * noise) == 0
     # Only the first half is copied; the nearest neighbour of many others is a copied photo,
     # as far away as its copy, and such a tie counts as near whatever the rounding.
     real, other = gaussian(80, 300, 5.0), gaussian(80, 300, 5.0, seed=4)
     fake = torch.cat([real[:40], other[40:]])
-    assert metrics.adversarial_accuracy(real, fake) == metrics.adversarial_accuracy(
+    assert accuracy(real, fake) == accuracy(
         real, fake * noise)
 
 
@@ -241,12 +273,17 @@ def test_copy_test_names_the_copies():
     fake = gaussian(200, 20, seed=2)
     fake[[3, 77]] = train[[9, 8]]
     fake[150] = train[5] + 0.01 * gaussian(1, 20, seed=3)[0]
-    near, unseen = (metrics.nearest_neighbors(x, train, 1) for x in (fake, validation))
-    found = metrics.copy_test(near, unseen)
-    assert found[:3] == [3, 77, 150] and len(found) < 12
-    assert near.indices[[3, 77, 150], 0].tolist() == [9, 8, 5]
-    threshold = unseen.distances.quantile(0.01)
-    assert sorted(found) == torch.where(near.distances[:, 0] < threshold)[0].tolist()
+    lists = {"FT": metrics.nearest_neighbors(fake, train, 32),
+             "VT": metrics.nearest_neighbors(validation, train, 32)}
+    rows = [torch.arange(n) for n in (300, 300, 200)]
+    found = metrics.suspected_copies(lists, *rows)
+    assert found[[3, 77, 150]].all() and found.sum() < 12
+    near, unseen = (metrics.pairwise_cosine(x, train).min(1).values for x in (fake, validation))
+    assert torch.equal(found, near < unseen.double().quantile(0.01))
+    share = metrics.numbers([metrics.copy_measure(lists, rows)], 200)
+    low, high = share["intervals"]["copies"]
+    assert share["copies"] == pytest.approx(found.sum().item() / 200)
+    assert low < share["copies"] < high and high - low < 0.35
 
 
 def memorisation_cases():
@@ -263,7 +300,7 @@ def memorisation_cases():
 
 def test_authenticity_and_copying_score_equal_the_published_code():
     for train, test, fake, case in memorisation_cases():
-        authentic = metrics.authenticity(train, fake, metrics.pairwise_euclidean)
+        authentic = authenticity(train, fake, metrics.pairwise_euclidean)
         assert authentic == pytest.approx(case["authpct"], rel=1e-6)
         score = metrics.CopyingScore(train, test, fake)
         assert score.score() == pytest.approx(case["ct"], abs=1e-6)
@@ -340,11 +377,9 @@ def test_intervals_of_memorisation_cover_their_means_over_draws(copied):
     def measures(seed):
         train, validation, fake = (gaussian(120, 6, seed=3 * seed + i) for i in range(3))
         fake[:copied] = train[:copied] + 0.05 * gaussian(copied, 6, seed=seed)
-        lists = metrics.neighbor_lists("TT", {"T": train}, 120, metrics.pairwise_cosine)
-        lists |= {"FT": metrics.nearest_neighbors(fake, train, 32)}
-        rows = [torch.arange(120)] * 2
-        authentic = metrics.Measure(lambda *rows: {"authpct": metrics.authenticity_of_neighbors(
-            lists, "TF", *rows)}, rows, effort=0.1)
+        lists = metrics.neighbor_lists(["TT", "TF"], {"T": train, "F": fake})
+        authentic = metrics.Measure(lambda *rows: {"authpct": metrics.authenticity(
+            lists, "TF", *rows)}, [torch.arange(120)] * 2, effort=0.1)
         return [authentic, metrics.copying_measure(train, validation, fake)._replace(effort=0.1)]
 
     draws = [[measure.statistic(*measure.sets) for measure in measures(seed)]
@@ -363,17 +398,15 @@ def test_intervals_of_memorisation_cover_their_means_over_draws(copied):
 def test_numbers_and_intervals_from_lists_equal_those_from_points():
     t, v, f = (gaussian(n, 6, shift, seed=n) for n, shift in ((120, 0), (90, 0), (60, 0.4)))
     f[:20] = t[:20] * 1.5  # copies, by cosine
-    lists = {}
-    for pair in ("TT", "VV", "FF", "TV", "TF", "VF"):
-        lists |= metrics.neighbor_lists(pair, {"T": t, "V": v, "F": f}, 60,
-                                        metrics.pairwise_cosine)
+    lists = metrics.neighbor_lists(["TT", "VV", "FF", "TV", "TF", "VF"],
+                                   {"T": t, "V": v, "F": f}, 60)
     assert lists["FT"].indices.shape == (60, 64) and lists["TF"].indices.shape == (120, 32)
     assert lists["VV"].indices.shape == (90, 48)
     rows = torch.arange(120)[::2], torch.arange(90)[15:75], torch.arange(60)
 
     def accuracies(x, y, z):
-        aa = [metrics.adversarial_accuracy(x, z), metrics.adversarial_accuracy(y, z)]
-        return [*aa, aa[1] - aa[0], metrics.authenticity(x, z)]
+        aa = [accuracy(x, z), accuracy(y, z)]
+        return [*aa, aa[1] - aa[0], authenticity(x, z)]
 
     points = t[rows[0]], v[rows[1]], f
     low, high = metrics.interval(accuracies, *points, bounds=([0, 0, -1, 0], [1, 1, 1, 100]))
@@ -381,36 +414,96 @@ def test_numbers_and_intervals_from_lists_equal_those_from_points():
     assert metrics.numbers([metrics.neighbor_measure(lists, rows, "_x")], 60) == {
         "n": 60, **dict(zip(names, accuracies(*points), strict=True)),
         "intervals": dict(zip(names, map(list, zip(low, high, strict=True)), strict=True))}
-    real = metrics.numbers([metrics.real_measure(lists, rows[:2])], 60)
-    assert real["aa_train"] == metrics.adversarial_accuracy(*points[:2])
-    assert real["authpct"] == metrics.authenticity(*points[:2])
-
-    everything = torch.arange(120), torch.arange(90), rows[2]
-    found = metrics.copy_test(lists["FT"], lists["VT"])
-    assert found == metrics.copy_test(*(metrics.nearest_neighbors(x, t, 1) for x in (f, v)))
-    assert set(found) >= set(range(20))
-    copies = metrics.numbers([metrics.copy_measure(lists, everything)], 60)
-    low, high = copies["intervals"]["copies"]
-    assert copies["copies"] == pytest.approx(len(found) / 60)
-    assert low < copies["copies"] < high and high - low < 0.35
+    real = metrics.numbers([metrics.neighbor_measure(lists, rows[:2], fake="V")], 60)
+    assert list(real["intervals"]) == ["aa_train", "authpct"]
+    assert real["aa_train"] == accuracy(*points[:2])
+    assert real["authpct"] == authenticity(*points[:2])
 
 
-def test_numbers_of_features_and_what_needs_more_points(monkeypatch):
-    monkeypatch.setattr(metrics, "FEWEST_FOR_INFINITY", 100)
-    x, y, z = (gaussian(100, 8, n / 500, seed=n) for n in (100, 101, 102))
-    values = metrics.numbers(metrics.inception_measures({"train": x, "validation": y}, z), 100)
+def test_numbers_of_features_and_what_needs_more_points():
+    x, y, z = (gaussian(200, 8, n / 500, seed=n) for n in (100, 101, 102))
+    values = metrics.numbers(metrics.distribution_measures({"train": x, "validation": y}, z), 200)
     names = ["fid_train", "fid_validation", "kid_train", "kid_validation", "precision", "recall",
              "density", "coverage", "fid_infinity_train", "fid_infinity_validation"]
     assert list(values) == ["n", *names, "intervals"] and list(values["intervals"]) == names
-    assert values["fid_validation"] == metrics.frechet_distance(y, z)
-    assert values["kid_train"] == metrics.kernel_distance(x, z)[0]
-    assert values["recall"] == metrics.precision_recall_density_coverage(x, z)["recall"]
-    assert values["fid_infinity_train"] == metrics.frechet_distance_infinity(x, z, 5)
-    for n, numbers, intervals in ((6, 8, 4), (3, 4, 0)):
-        measures = metrics.inception_measures({"train": x[:n], "validation": y[:n]}, z[:n])
-        few = metrics.numbers(measures, n)
-        assert list(few) == ["n", *names[:numbers], "intervals"]
-        assert list(few["intervals"]) == names[:intervals]
+    for name, expected in {
+            "fid_validation": metrics.frechet_distance(y, z),
+            "kid_train": metrics.kernel_distance(x, z),
+            "recall": metrics.precision_recall_density_coverage(x, z)["recall"],
+            "fid_infinity_train": metrics.frechet_distance_infinity(x, z)}.items():
+        assert values[name] == pytest.approx(expected, rel=1e-9)
+    for n, numbers, intervals in ((199, 8, 8), (6, 8, 4), (3, 4, 0)):
+        measures = metrics.distribution_measures({"train": x[:n], "validation": y[:n]}, z[:n],
+                                                 "fd_dinov2", "kd_dinov2")
+        few, named = metrics.numbers(measures, n), [
+            name.replace("fid", "fd_dinov2").replace("kid", "kd_dinov2") for name in names]
+        assert list(few) == ["n", *named[:numbers], "intervals"]
+        assert list(few["intervals"]) == named[:intervals]
+
+
+def coloured(n, size, seed):
+    """uint8 images whose power falls with frequency as that of photos does."""
+    rng = np.random.default_rng(seed)
+    frequency = np.hypot(np.fft.fftfreq(size)[:, None], np.fft.rfftfreq(size))
+    frequency[0, 0] = 1
+    noise = np.fft.rfft2(rng.standard_normal((n, 3, size, size))) / frequency
+    noise = np.fft.irfft2(noise, (size, size)) * rng.uniform(0.5, 1.5, (n, 1, 1, 1))
+    return torch.from_numpy((128 + 40 * noise / noise.std()).clip(0, 255).round().astype(np.uint8))
+
+
+def test_spectra_equal_numpys_and_see_blur_and_grids():
+    """Blur of 1 pixel and a grid of 8 pixels, 4 grey levels high, stand out by many intervals."""
+    train, fake = coloured(40, 128, 0), coloured(40, 128, 1)
+    grid = fake.float()
+    grid[:, :, ::8] += 4
+    grid[..., ::8] += 4
+    grid = grid.clamp(max=255).byte()
+    blurred = torch.from_numpy(scipy.ndimage.gaussian_filter(
+        fake.float().numpy(), (0, 0, 1, 1), mode="mirror")).round().byte()
+    powers = [features.features(x, features.Spectrum()) for x in (train, fake, grid, blurred)]
+
+    def log_power(images):  # of the whole plane
+        grey = np.einsum("nchw,c->nhw", images.double(), [0.299, 0.587, 0.114])
+        window = scipy.signal.get_window("hann", 128)
+        window = np.outer(window, window)
+        spectra = np.fft.fft2((grey - grey.mean((1, 2), keepdims=True)) * window)
+        return np.log((np.abs(spectra) ** 2).mean(0) / (window**2).sum())
+
+    expected = log_power(fake) - log_power(train)
+    np.testing.assert_allclose(metrics.log_spectrum(powers[1]) - metrics.log_spectrum(powers[0]),
+                               expected[:, :65], atol=1e-3)
+    radius = 2 * np.hypot(np.fft.fftfreq(128)[:, None], np.fft.fftfreq(128))[:, :65]
+    around = scipy.ndimage.uniform_filter(expected, 17, mode="wrap")
+    peaks = (expected - around)[::16, :65:16].ravel()[1:]
+    plain, with_grid, soft = (metrics.numbers([metrics.spectrum_measure(powers[0], x)], 40)
+                              for x in powers[1:])
+    for row, low, high in (("low", 0, 1 / 8), ("middle", 1 / 8, 1 / 2), ("high", 1 / 2, 2)):
+        band = np.abs(expected[:, :65][(radius > low) & (radius <= high)])
+        assert plain[f"spectrum_{row}"] == pytest.approx(band.mean(), abs=1e-3)
+    assert plain["spectrum_grid"] == pytest.approx(peaks.mean(), abs=1e-3)
+
+    def beyond(result, row):  # in half intervals of its own
+        low, high = result["intervals"][row]
+        return (result[row] - plain[row]) / (high - low) * 2
+
+    assert beyond(with_grid, "spectrum_grid") > 5 and beyond(soft, "spectrum_high") > 5
+    assert abs(beyond(soft, "spectrum_grid")) < 1 and beyond(with_grid, "spectrum_high") < 1
+    low, high = plain["intervals"]["spectrum_grid"]
+    assert low < 0 < high and beyond(plain, "spectrum_high") == 0
+
+
+def test_spectra_of_flat_and_of_large_images():
+    flat = torch.full((3, 3, 16, 16), 7, dtype=torch.uint8)
+    powers = features.features(flat, features.Spectrum())
+    assert metrics.spectrum_measure(powers, powers).statistic(powers, powers)["spectrum_high"] == 0
+    assert (metrics.log_spectrum(powers) == np.log(metrics.ROUNDING, dtype=np.float32)).all()
+    noise = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (2, 3, 700, 700), np.uint8))
+    large = features.features(noise, features.Spectrum())
+    squares = [features.features(noise[:, :, i : i + 256, j : j + 256], features.Spectrum())
+               for i in range(0, 445, 111) for j in range(0, 445, 111)]
+    torch.testing.assert_close(large, torch.stack(squares).mean(0))
+    white = noise.float().var() * (0.299**2 + 0.587**2 + 0.114**2)
+    assert large[:, 8:120, 8:120].mean() == pytest.approx(white.item(), rel=0.03)
 
 
 # Intervals
@@ -422,12 +515,12 @@ def share(name):
 
 @pytest.mark.parametrize("statistic, n, d, shift, truth, least", [
     (lambda x, _, z: metrics.frechet_distance(x, z), 150, 4, 0.8, 4 * 0.8**2, 0.87),
-    (lambda x, _, z: metrics.adversarial_accuracy(x, z, euclidean), 60, 3, 0.0, 0.5, 0.9),
-    (lambda x, _, z: metrics.kernel_distance(x, z, 1)[0], 60, 8, 0.4, None, 0.85),
+    (lambda x, _, z: accuracy(x, z, euclidean), 60, 3, 0.0, 0.5, 0.9),
+    (lambda x, _, z: metrics.kernel_distance(x, z), 60, 8, 0.4, None, 0.85),
     (lambda x, _, z: metrics.frechet_distance(x, z), 24, 40, 0.3, None, 0.85),  # n < d
     (share("precision"), 50, 3, 0.8, None, 0.85),
     (share("coverage"), 50, 3, 0.8, None, 0.85),
-    (lambda x, y, z: metrics.adversarial_accuracy(y, z) - metrics.adversarial_accuracy(x, z),
+    (lambda x, y, z: accuracy(y, z) - accuracy(x, z),
      50, 3, 0.0, None, 0.9)])
 def test_interval_covers_the_truth(statistic, n, d, shift, truth, least):
     """The number itself, at this n: its mean over many draws is its truth where none is known."""
