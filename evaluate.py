@@ -420,7 +420,7 @@ class Comparison:
                                 found[order], strict=True)
                     figure.append([item for photo, image, error in pairs for item in (
                         (f"{split}, {which}", photo), (f"recovered: {error:.4f}", image))])
-        report.neighbours_figure(
+        report.images_figure(
             figure, f"{column.name}: {wanted['train']} + {wanted['val']} photos at {column.size}×"
             f"{column.size} ({column.fit}), and the nearest images there are by mean squared error"
             + (" + LPIPS" if lpips else ""), self.out / f"recovered_{slug(column.name)}.png")
@@ -440,7 +440,7 @@ class Comparison:
                 path = self.photo_paths[j]
                 rows[-1].append((f"{path.name[-20:]}: {distance:.3f}",
                                  photos.decode(path, self.size, self.fit)))
-        report.neighbours_figure(
+        report.images_figure(
             rows, f"{column.name}: nearest training photos by {name}\n{self.caption}",
             self.out / f"neighbours_{name}_{slug(column.name)}.png")
 
@@ -462,10 +462,10 @@ class Comparison:
                 places = (cells[own] @ other.T).argmax(1)
                 figure[-1].append((f"{paths[color].name[-20:]}: {len(own)}", images[color + 1],
                                    {color: places}))
-        report.pieces_figure(
-            figure, features.CELLS, f"{column.name}: pieces that are nearer to a training photo "
-            f"than to any validation photo\n{self.caption}",
-            self.out / f"pieces_{slug(column.name)}.png")
+        report.images_figure(
+            figure, f"{column.name}: pieces that are nearer to a training photo than to any "
+            f"validation photo\n{self.caption}", self.out / f"pieces_{slug(column.name)}.png",
+            features.CELLS)
 
     def draw_components(self, name, panels):
         """pca_*.png of a column."""

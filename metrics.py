@@ -518,9 +518,9 @@ def spectrum_measure(train, fake):
         photos, samples = map(log_spectrum, sets)
         more = (samples - photos)[None]
         around = F.pad(F.pad(more, (m, m, 0, 0), "reflect"), (0, 0, m, m), "circular")
-        beyond = more - F.avg_pool2d(around, 2 * m + 1, 1)
+        around = F.avg_pool2d(F.avg_pool2d(around, (2 * m + 1, 1), 1), (1, 2 * m + 1), 1)
         return {row: more[0][band].abs().mean().item() for row, band in bands.items()} | {
-            "spectrum_grid": beyond[0][grid].mean().item()}
+            "spectrum_grid": (more - around)[0][grid].mean().item()}
 
     return Measure(differences, [train, fake], ([0, 0, 0, -np.inf], np.inf), effort=0.2)
 

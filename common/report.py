@@ -176,7 +176,7 @@ def save_figure(figure, title, path):
     """A PNG; the title gets a line for each of its parts between semicolons."""
     figure.suptitle(title.replace("; ", "\n"), fontsize=10)
     with files.replacing(path) as file:
-        figure.savefig(file, format="png", dpi=100)
+        figure.savefig(file, format="png", dpi=100, pil_kwargs={"compress_level": 3})
 
 
 def table_figure(results, caption, path):
@@ -196,41 +196,29 @@ def table_figure(results, caption, path):
     save_figure(figure, caption, path)
 
 
-def neighbours_figure(rows, title, path):
-    """A row for each sample: the sample, then its nearest photos; or any other rows of images.
+def images_figure(rows, title, path, cells=1):
+    """Rows of labelled images: a sample, then its nearest photos, or photos that its pieces are of.
 
-    rows: lists of (label, uint8 image (3, h, w)), all of one length.
-    """
-    columns = len(rows[0])
-    figure, axes = new_figure(2.2 * columns, 2.4 * len(rows) + 0.6, len(rows), columns)
-    for row_axes, row in zip(axes, rows, strict=True):
-        for axis, (label, image) in zip(row_axes, row, strict=True):
-            axis.imshow(np.asarray(image).transpose(1, 2, 0))
-            axis.set_title(label, fontsize=9)
-            axis.axis("off")
-    save_figure(figure, title, path)
-
-
-def pieces_figure(rows, cells, title, path):
-    """A row for each sample: the sample, then photos that its pieces come from.
-
-    rows: lists of (label, uint8 image (3, h, w), {number of a colour: cells to outline in it}); of
-    cells × cells, counted row by row.
+    rows: lists of (label, uint8 image (3, h, w)) or of (label, image, {number of a colour: cells to
+    outline in it}), of cells × cells, counted row by row.
     """
     from matplotlib.collections import LineCollection
 
-    columns = max(map(len, rows))
-    figure, axes = new_figure(2.6 * columns, 2.8 * len(rows) + 0.6, len(rows), columns)
-    for axis in axes.flat:
-        axis.axis("off")
-    for row_axes, row in zip(axes, rows, strict=True):
-        for axis, (label, image, outlined) in zip(row_axes, row, strict=False):
-            axis.imshow(np.asarray(image).transpose(1, 2, 0))
-            axis.set_title(label, fontsize=9)
-            for color, places in outlined.items():
+    columns = max(map(len, rows))  # all in one axes: each of their own would take seconds to draw
+    figure, ((axes,),) = new_figure(2.4 * columns, 2.6 * len(rows) + 0.6)
+    for i, row in enumerate(rows):
+        for j, (label, image, *outlined) in enumerate(row):
+            left, bottom = 1.05 * j, -1.14 * i
+            axes.imshow(np.asarray(image).transpose(1, 2, 0),
+                        extent=(left, left + 1, bottom, bottom + 1))
+            axes.text(left + 0.5, bottom + 1.03, label, fontsize=9, ha="center")
+            for color, places in (outlined[0] if outlined else {}).items():
                 lines = outlines({divmod(int(place), cells) for place in places})
-                lines = np.reshape(lines, (-1, 2, 2)) * image.shape[-1] / cells - 0.5
-                axis.add_collection(LineCollection(lines, colors=f"C{color + 1}", linewidths=2))
+                lines = np.reshape(lines, (-1, 2, 2)) / cells
+                lines = np.stack([left + lines[..., 0], bottom + 1 - lines[..., 1]], 2)
+                axes.add_collection(LineCollection(lines, colors=f"C{color + 1}", linewidths=2))
+    axes.set(xlim=(0, 1.05 * columns - 0.05), ylim=(1.14 - 1.14 * len(rows), 1.1))
+    axes.axis("off")
     save_figure(figure, title, path)
 
 
@@ -271,12 +259,12 @@ def spectrum_figure(spectra, title, path):
     curves, *maps = axes.flat
     h = len(reference)
     frequencies = 2 * np.hypot(np.fft.fftfreq(h)[:, None], np.fft.rfftfreq(h))
-    rings = (frequencies * 64).round().astype(int).ravel()
+    many = max(4, h // 4)
+    rings = (frequencies * many).round().astype(int).ravel()
     sizes = np.bincount(rings)
-    shown = np.flatnonzero(sizes[:65])[1:]
     for name, spectrum in spectra.items():
-        means = np.bincount(rings, np.ravel(spectrum)) / np.maximum(sizes, 1)
-        curves.semilogy(shown / 64, np.exp(means[shown]), label=name,
+        means = np.bincount(rings, np.ravel(spectrum)) / sizes
+        curves.semilogy(np.arange(1, many + 1) / many, np.exp(means[1 : many + 1]), label=name,
                         color="0.3" if name == first else None)
     curves.set(xlabel="frequency / Nyquist's", ylabel="power (squared grey levels)", xlim=(0, 1))
     curves.legend(fontsize=8)

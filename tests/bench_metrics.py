@@ -5,6 +5,8 @@
     python tests/bench_metrics.py --scaling            # memory at 2,500, 5,000, 10,000 points
     python tests/bench_metrics.py --lpips-memory 331   # 331 x 331 images of 1024x1024
     python tests/bench_metrics.py --memorisation       # AuthPct, C_T and pieces of 331 a set
+    python tests/bench_metrics.py --intervals          # of 331 a set
+    python tests/bench_metrics.py --verdict            # evaluate.py beside the tools people use
 
 Networks have the same seeded random weights on both sides. Peak is the memory of the whole
 process while ours runs. The reference of LPIPS, the module pair by pair, is timed on a sample
@@ -14,7 +16,10 @@ of pairs and scaled to all of them; its rows are marked with ~.
 import argparse
 import contextlib
 import io
+import os
+import subprocess
 import sys
+import tempfile
 import time
 import warnings
 from functools import partial
@@ -92,8 +97,8 @@ def scaling():
         "Frechet distance": metrics.frechet_distance,
         "kernel distance": metrics.kernel_distance,
         "precision, recall, density, coverage": metrics.precision_recall_density_coverage,
-        "adversarial accuracy": metrics.adversarial_accuracy,
-        "32 neighbours, both ways": partial(metrics.mutual_neighbors, k=32),
+        "32 neighbours, of all lists": lambda x, y: metrics.neighbor_lists(
+            ["TT", "FF", "TF"], {"T": x, "F": y}),
     }
     print("| metric | n a side | s | peak | of it features |\n| --- | ---: | ---: | ---: | ---: |")
     print(f"| before | – | – | {1024 * Peak(CPU).read():,.0f} MB | – |")
@@ -149,8 +154,14 @@ def memorisation(n=331, cells=196):
                 weight += len(v)
         return total / weight
 
-    row(f"AuthPct of {n}, scipy",
-        lambda: metrics.authenticity(train, fake, metrics.pairwise_euclidean), authentic)
+    rows = torch.arange(n)
+
+    def authenticity():
+        lists = metrics.neighbor_lists(["TT", "TF"], {"T": train, "F": fake},
+                                       distance=metrics.pairwise_euclidean)
+        return metrics.authenticity(lists, "TF", rows, rows)
+
+    row(f"AuthPct of {n}, scipy", authenticity, authentic)
     row(f"C_T of {n}, scikit-learn and scipy",
         lambda: metrics.CopyingScore(train, test, fake).score(), copying)
     generator = torch.Generator().manual_seed(1)
@@ -166,6 +177,102 @@ def memorisation(n=331, cells=196):
     print(f"pieces of {n} images, from neighbours on, with the interval: {seconds:.1f} s")
 
 
+def intervals(n=331, d=2048):
+    """Seconds of all numbers of features with their intervals, of REAL and one column: each half's
+    looked up in a matrix of inner products, and each anew from its features."""
+    train, validation, fake = torch.randn(3, n, d, generator=torch.Generator().manual_seed(0)).abs()
+    seconds, ends = [0, 0], [[], []]
+    for references, x in (({"validation": train}, validation),
+                          ({"train": train, "validation": validation}, fake)):
+        start = time.perf_counter()
+        fast = metrics.distribution_measures(references, x)
+        seconds[0] += time.perf_counter() - start
+        plain = [measure._replace(sets=[*references.values(), x]) for measure in fast]
+        for way, measures in enumerate((fast, plain)):
+            start = time.perf_counter()
+            ends[way] += metrics.numbers(measures, n)["intervals"].values()
+            seconds[way] += time.perf_counter() - start
+    apart = np.abs(np.divide(*ends) - 1).max()
+    print(f"intervals of {n} x {d}, REAL and a column: {seconds[0]:.1f} s, {seconds[1]:.1f} s by "
+          f"features, {seconds[1] / seconds[0]:.1f}x, ends apart by {apart:.1e}", flush=True)
+    lists = metrics.neighbor_lists(["TT", "VV", "FF", "TV", "TF", "VF"],
+                                   {"T": train, "V": validation, "F": fake})
+    rows, start = [torch.arange(n)] * 3, time.perf_counter()
+    for _ in range(2):  # by two distances
+        metrics.numbers([metrics.neighbor_measure(lists, rows), metrics.copy_measure(lists, rows),
+                         metrics.neighbor_measure(lists, rows[:2], "_real", "V")], n)
+    print(f"those of neighbours: {time.perf_counter() - start:.1f} s", flush=True)
+
+
+WITHOUT_LPIPS = """
+import runpy, sys, torch
+from common import features
+def no_features(batches, network, total):
+    return torch.zeros(sum(map(len, batches)), 1)
+features.lpips_features = no_features
+features.pairwise_lpips = lambda x, y, network: torch.rand(len(x), len(y))
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def evaluation(folder, threads, program):
+    """Seconds of evaluate.py of the folders a, b, c, d, random weights, in a process of its own."""
+    script = Path(__file__).resolve().parents[1] / "evaluate.py"
+    command = ["--samples", *"abcd", "--data", "data", "--weights", "random", "--out", "out"]
+    program = [script] if program is None else ["-c", f"import sys; sys.argv[0] = r'{script}'"
+                                                + program]
+    start = time.perf_counter()
+    subprocess.run([sys.executable, *program, *command], cwd=folder, check=True,
+                   stdout=subprocess.DEVNULL, env={
+                       **os.environ, "OMP_NUM_THREADS": str(threads),
+                       "PYTHONPATH": str(script.parent)})
+    return time.perf_counter() - start
+
+
+def verdict(args, n=331, columns=4, pairs=30, images=96):
+    """evaluate.py, from files to table, beside pytorch-fid, lpips, prdc and torch-fidelity.
+
+    The tools' times are of parts, scaled to all: Inception of some images, one matrix root, some
+    pairs. What torch-fidelity and prdc need features for, they get for nothing.
+    """
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        sets = [folder / "data" / "train", folder / "data" / "val", *(folder / c for c in "abcd")]
+        for seed, where in enumerate(sets):
+            photos.save_images([drawn(n, 256, seed)], where)
+        ours = {"cold": evaluation(folder, args.threads, None),
+                "warm": evaluation(folder, args.threads, None)}
+        for cache in folder.rglob(".cache"):
+            cache.rename(folder / f"cache_{cache.parent.name}")
+        ours["cold, without LPIPS"] = evaluation(folder, args.threads, WITHOUT_LPIPS)
+        ours["warm, without LPIPS"] = evaluation(folder, args.threads, WITHOUT_LPIPS)
+
+    state = features._network("inception", features._fid_inception, "random").state_dict()
+    pytorch_fid.inception.load_state_dict_from_url = lambda *_, **__: state
+    reference = pytorch_fid.inception.InceptionV3([3]).eval()
+    some, module = drawn(images, 256, 0) / 255, features.lpips_network("alex", "random")
+    _, inception = timed(lambda: [reference(x) for x in some.split(50)], 1)
+    x, y = (torch.randn(n, 2048, generator=torch.Generator().manual_seed(i)) for i in (0, 1))
+    _, root = timed(lambda: pytorch_fid_distance(x, y), 1)
+    kid = {"kid_subsets": 100, "kid_subset_size": n, "verbose": False}
+    _, polynomials = timed(lambda: kid_features_to_metric(x.double(), y.double(), **kid), 1)
+    _, manifold = timed(lambda: prdc.compute_prdc(x.numpy(), y.numpy(), 5), 1)
+    a, b = some[:pairs] * 2 - 1, some[-pairs:] * 2 - 1
+    _, lpips = timed(lambda: [module(p[None], q[None]) for p, q in zip(a, b, strict=True)], 1)
+    tools = {  # both sides of each column; LPIPS within and between all sets that AA compares
+        "pytorch-fid": 2 * columns * (2 * n * inception / images + root),
+        "torch-fidelity's KID": 2 * columns * polynomials, "prdc": columns * manifold,
+        "lpips": ((2.5 * columns + 2) * n**2) * lpips / pairs}
+    print(f"{columns} columns of {n} images at 256x256, {args.threads} threads, random weights\n\n"
+          "| | s | the tools' time / ours |\n| --- | ---: | ---: |")
+    for name, seconds in tools.items():
+        print(f"| ~ {name} | {seconds:,.0f} | |")
+    every = sum(tools.values())
+    for name, seconds in ours.items():
+        theirs = every - tools["lpips"] if "without" in name else every
+        print(f"| evaluate.py, {name} | {seconds:,.0f} | {theirs / seconds:.3g} |")
+
+
 def main(args):
     warnings.simplefilter("ignore")
     torch.set_num_threads(args.threads)
@@ -173,6 +280,10 @@ def main(args):
         return scaling()
     if args.memorisation:
         return memorisation()
+    if args.intervals:
+        return intervals()
+    if args.verdict:
+        return verdict(args)
     if args.lpips_memory:
         return lpips_memory(args.lpips_memory, 1024)
     if args.data.is_dir():
@@ -209,10 +320,11 @@ def main(args):
             partial(metrics.frechet_distance, p, q), partial(pytorch_fid_distance, p, q),
             repeats=3 if n < 1000 else 1)
     size = min(len(a), len(b))
-    kid = {"kid_subsets": 100, "kid_subset_size": size // 2, "rng_seed": 0, "verbose": False}
-    row(f"kernel distance, 100 subsets of {size // 2}, torch-fidelity",
-        lambda: metrics.kernel_distance(a, b, 100, size // 2),
-        lambda: tuple(kid_features_to_metric(a.double(), b.double(), **kid).values()))
+    kid = {"kid_subsets": 1, "kid_subset_size": size, "verbose": False}
+    row(f"kernel distance of {size}, torch-fidelity",
+        lambda: metrics.kernel_distance(a[:size], b[:size]),
+        lambda: next(iter(kid_features_to_metric(a[:size].double(), b[:size].double(),
+                                                 **kid).values())))
     row("precision, recall, density, coverage, prdc",
         lambda: list(metrics.precision_recall_density_coverage(a, b).values()),
         lambda: list(prdc.compute_prdc(a.numpy(), b.numpy(), 5).values()), reference_repeats=3)
@@ -248,6 +360,8 @@ if __name__ == "__main__":
     parser.add_argument("--lpips", type=int, default=1, choices=(1, 2, 3),
                         help="how many of alex, squeeze, vgg")
     parser.add_argument("--memorisation", action="store_true", help="AuthPct, C_T and pieces")
+    parser.add_argument("--intervals", action="store_true", help="of 331 a set, both ways")
+    parser.add_argument("--verdict", action="store_true", help="beside the tools people use")
     parser.add_argument("--scaling", action="store_true", help="memory over the number of points")
     parser.add_argument("--lpips-memory", type=int, metavar="N", help="N x N at 1024x1024")
     parser.add_argument("--threads", type=int, default=2)

@@ -44,19 +44,40 @@ def test_csv():
 
 
 def test_pieces_are_outlined_where_they_are(monkeypatch):
-    """Of images 28 pixels wide, in 14 × 14 cells of 2 pixels counted row by row."""
+    """In images one wide and high, the second row's from -1.14 up; 14 × 14 cells, row by row."""
     saved = []
     monkeypatch.setattr(report, "save_figure", lambda figure, *_: saved.append(figure))
-    image = np.zeros((3, 28, 28), np.uint8)
-    report.pieces_figure([[("sample", image, {0: [1, 2], 1: [195]}), ("photo", image, {0: [14]})],
-                          [("one without pieces", image, {})]], 14, "title", "pieces.png")
-    sample, photo, without, empty = saved[0].axes
-    assert [axis.get_title() for axis in (sample, without, empty)] == [
-        "sample", "one without pieces", ""]
-    first, last, other = *sample.collections, *photo.collections
-    corners = [np.concatenate(lines.get_segments()) for lines in (first, last, other)]
-    assert [(found.min(0).tolist(), found.max(0).tolist()) for found in corners] == [
-        ([1.5, -0.5], [5.5, 1.5]), ([25.5, 25.5], [27.5, 27.5]), ([-0.5, 1.5], [1.5, 3.5])]  # x, y
+    image = np.arange(3 * 28 * 28, dtype=np.uint8).reshape(3, 28, 28)
+    report.images_figure([[("sample", image, {0: [1, 2], 1: [195]}), ("photo", image, {0: [14]})],
+                          [("one without", image)]], "title", "pieces.png", 14)
+    axes, = saved[0].axes
+    assert [text.get_text() for text in axes.texts] == ["sample", "photo", "one without"]
+    assert (axes.images[1].get_array() == image.transpose(1, 2, 0)).all()
+    assert np.allclose([drawn.get_extent() for drawn in axes.images], [
+        (0, 1, 0, 1), (1.05, 2.05, 0, 1), (0, 1, -1.14, -0.14)])
+    first, last, other = axes.collections
+    corners = [np.concatenate(lines.get_segments()) * [14, 14] for lines in (first, last, other)]
+    expected = [([1, 13], [3, 14]), ([13, 0], [14, 1]), ([14.7, 12], [15.7, 13])]  # x, y from below
+    for found, (low, high) in zip(corners, expected, strict=True):
+        assert np.allclose(found.min(0), low) and np.allclose(found.max(0), high)
     assert len(first.get_segments()) == 6 and len(last.get_segments()) == 4  # none between 1 and 2
     assert (first.get_colors() == other.get_colors()).all()
     assert (first.get_colors() != last.get_colors()).any()
+
+
+def test_a_grid_shows_as_dots_in_the_spectrum(monkeypatch):
+    """The half plane is mirrored: a peak at (down 8, across 4) of 32 is at (-8, -4), too."""
+    saved = []
+    monkeypatch.setattr(report, "save_figure", lambda figure, *_: saved.append(figure))
+    photos = -9 * np.hypot(np.fft.fftfreq(32)[:, None], np.fft.rfftfreq(32))
+    grid = photos.copy()
+    grid[8, 4] += 2
+    report.spectrum_figure({"photos": photos, "REAL": photos, "a": grid}, "title", "spectrum.png")
+    curves, real, excess = saved[0].axes[:3]
+    assert [line.get_label() for line in curves.lines] == ["photos", "REAL", "a"]
+    assert not np.any(real.images[0].get_array())
+    shown = np.asarray(excess.images[0].get_array())
+    assert shown.shape == (32, 33) and np.argwhere(shown).tolist() == [[8, 12], [24, 20]]
+    x, y = curves.lines[0].get_data()
+    np.testing.assert_allclose(y, np.exp(-9 / 2 * x), rtol=0.15)
+    assert x[-1] == 1
