@@ -492,6 +492,17 @@ def test_spectra_equal_numpys_and_see_blur_and_grids():
     assert low < 0 < high and beyond(plain, "spectrum_high") == 0
 
 
+def test_intervals_of_spectra_cover_their_means_over_draws():
+    draws = [[features.features(coloured(24, 32, 100 * seed + i), features.Spectrum())
+              for i in (1, 2)] for seed in range(40)]
+    found = [metrics.numbers([metrics.spectrum_measure(*sets)], 24) for sets in draws]
+    for row, width in (("spectrum_high", 0.3), ("spectrum_grid", 0.7)):
+        low, high = np.transpose([result["intervals"][row] for result in found])
+        mean = np.mean([result[row] for result in found])
+        assert np.mean((low <= mean) & (mean <= high)) >= 0.87
+        assert (high - low).mean() < width
+
+
 def test_spectra_of_flat_and_of_large_images():
     flat = torch.full((3, 3, 16, 16), 7, dtype=torch.uint8)
     powers = features.features(flat, features.Spectrum())

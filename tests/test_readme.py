@@ -1,4 +1,4 @@
-"""README's commands: all are parsed by their scripts, and what is quick on drawn photos runs."""
+"""The commands of README and docs/: all are parsed by their scripts, and quick ones run."""
 
 import argparse
 import os
@@ -14,12 +14,14 @@ import forks
 import pytest
 from conftest import ROOT
 
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"```sh\n(.*?)```", README, re.S)
+PAGES = {path: path.read_text(encoding="utf-8")
+         for path in (ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")))}
+ALL = "\n\n".join(PAGES.values())
+BLOCKS = re.findall(r"```sh\n(.*?)```", ALL, re.S)
 INLINE = [" ".join(text.split()) for text in
-          re.findall(r"`([^`]+)`", re.sub(r"```.*?```", "", README, flags=re.S))]
+          re.findall(r"`([^`]+)`", re.sub(r"```.*?```", "", ALL, flags=re.S))]
 COMMANDS = [found.strip() for found in re.findall(
-    r"(?:python|torchrun [^\n]*?) ((?:tests/)?\w+\.py[^\n#&;|]*)",
+    r"(?:python|torchrun [^\n]*?) ((?:tests/)?\w+\.py[^\n#&;|>]*)",
     "\n".join([*BLOCKS, *INLINE]))]
 # Blocks that run as they stand, but that `python` adds SMALL: a flag given twice counts as it is
 # given last. The rest take hours, a network or a GPU.
@@ -36,8 +38,9 @@ SMALL = {
 
 
 def test_its_links_and_its_scripts_are_there():
-    for link in re.findall(r"\]\((?!http)([^)#]+)\)", README):
-        assert (ROOT / link).is_file(), link
+    for path, text in PAGES.items():
+        for link in re.findall(r"\]\((?!http)([^)#]+)\)", text):
+            assert (path.parent / link).is_file(), link
     named = {command.split()[0] for command in COMMANDS}
     scripts = {path.name for path in ROOT.glob("*.py")} - {"nets.py", "metrics.py"}
     assert named >= scripts | {"tests/bench_train.py", "tests/bench_metrics.py"}
@@ -61,11 +64,11 @@ def test_a_command_is_understood(monkeypatch, command):
 
 
 def test_the_tables_flags_are_its_scripts_flags(script):
-    """README's table of flags has all that the four training scripts have, and no others."""
+    """The table in docs/flags.md has all that the four training scripts have, and no others."""
     helps = [script(f"train_{model}.py", "--help").stdout
              for model in ("gan", "dcgan", "vae", "fastgan")]
     flags = set(re.findall(r"^  (--[\w-]+)", "".join(helps), re.M))
-    listed = set(re.findall(r"`(--[\w-]+)", README.split("| flag |")[1].split("\n\n")[0]))
+    listed = set(re.findall(r"`(--[\w-]+)", ALL.split("| flag |")[1].split("\n\n")[0]))
     assert listed == flags - {"--help"}
 
 
@@ -98,7 +101,7 @@ def test_a_block_runs(clone, launch, block):
     shim.write_text(f'''#!/bin/sh
         case "$1 $2" in {cases} esac
         case "$1 $2" in
-            train_*|"evaluate.py --ckpt"|"evaluate.py --run")
+            train_*|"evaluate.py --"[!s]*)
                 set -- "{forks.__file__}" {pipes[0]} {pipes[1]} "$@" ;;
         esac
         exec "{sys.executable}" "$@"
