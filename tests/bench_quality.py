@@ -6,9 +6,9 @@
 Trains FastGAN with L1 reconstruction for each way (our step in fp32 or bf16, or the published step)
 and seed, all on the same random draws, and keeps several averages of the generator in one run. At
 each step of --at it writes --n samples of each average to OUT/<way>-<seed>-<step>-<average>/; what
-is there is not made again. Then it calls `python JUDGE DATA/train DATA/val FOLDERS ...`, which prints
-a line for each folder: its name, and "FD" and a number among others. Printed: the mean of FD over
-seeds ± its standard deviation.
+is there is not made again. Then it calls `python JUDGE DATA/train DATA/val FOLDERS ...`, which must
+print a line for each folder: its name, and "FD" and a number among others. Printed: the mean of FD
+over seeds ± its standard deviation.
 
 Averages: ours (sampling.average_weight), published (0.001 throughout), power (Karras et al. 2024,
 arXiv 2312.02696, of relative width 0.1) and raw (the generator as it is).
