@@ -7,8 +7,8 @@ Trains FastGAN with L1 reconstruction for each way (our step in fp32 or bf16, or
 and seed, all on the same random draws, and keeps several averages of the generator in one run. At
 each step of --at it writes --n samples of each average to OUT/<way>-<seed>-<step>-<average>/; what
 is there is not made again. Then it calls `python JUDGE DATA/train DATA/val FOLDERS ...`, which must
-print a line for each folder: its name, and "FD" and a number among others. Printed: the mean of FD
-over seeds ± its standard deviation.
+print a line for each folder: its name, a colon, and "FD" and a number among others. Printed: the
+mean of FD over seeds ± its standard deviation.
 
 Averages: ours (sampling.average_weight), published (0.001 throughout), power (Karras et al. 2024,
 arXiv 2312.02696, of relative width 0.1) and raw (the generator as it is).
@@ -84,7 +84,7 @@ def main(args):
                for way, seed in runs for step in args.at for name in AVERAGES}
     done = subprocess.run([sys.executable, args.judge, args.data / "train", args.data / "val",
                            *folders.values()], check=True, capture_output=True, text=True)
-    found = {line.split()[0]: float(value[1]) for line in done.stdout.splitlines()
+    found = {line.split(": ")[0]: float(value[1]) for line in done.stdout.splitlines()
              if (value := re.search(r"\bFD ([\d.]+)", line))}
     print(done.stdout.splitlines()[0], f"\n\n| {args.seeds} seeds | " + " | ".join(
         f"step {step}" for step in args.at) + " |\n| --- |" + " ---: |" * len(args.at))
