@@ -125,7 +125,8 @@ def slug(name):
 
 def unique_names(columns):
     """The columns, those of one name told apart by their folders, and then by numbers."""
-    names, seen, unique = Counter(slug(column.name) for column in columns), Counter(), []
+    names, unique = Counter(slug(column.name) for column in columns), []
+    seen = Counter(["REAL", "training-photos"])  # are there already
     for column in columns:
         name = column.name
         if column.checkpoint and names[slug(name)] > 1:
@@ -318,7 +319,7 @@ class Comparison:
         lists = features.read_cache(path)
         if lists is None:
             for images in reversed(sets):
-                images.load(["pieces"], self.networks)
+                images.load(["pieces", "spectrum"], self.networks)
             lists = []
             k = min(metrics.NEIGHBORS_KEPT, len(self.few_rows[0]))
             for images in self.few_sets:
@@ -368,12 +369,11 @@ class Comparison:
                                "photo": self.photo_paths[nearest.indices[i, 0]].name,
                                "distance": nearest.distances[i, 0].item()} for i in found]
             self.draw_neighbours(name, column, samples, labels, nearest, found)
-        if copying := metrics.copying_measure(*self.resnet, samples.features["resnet"]):
-            measures.append(copying)
         few = samples.subset(self.few_rows[2])
-        measures.append(metrics.spectrum_measure(self.powers[0], self.power(column.name, few)))
         pieces, rows = self.pieces(few), [torch.arange(len(some)) for some in self.few_rows]
-        measures.append(metrics.piece_measure(*pieces, rows, features.CELLS**2))
+        measures += [metrics.copying_measure(*self.resnet, samples.features["resnet"]),
+                     metrics.spectrum_measure(self.powers[0], self.power(column.name, few)),
+                     metrics.piece_measure(*pieces, rows, features.CELLS**2)]
         self.draw_pieces(column, samples, labels,
                          *metrics.pieces_of_neighbors(*pieces, *rows, features.CELLS**2))
         references = dict(zip(("train", "validation"), self.points, strict=True))

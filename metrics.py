@@ -26,8 +26,7 @@ GRAM_POINTS = 12_000  # of all sets together: their inner products take 1.2 GB
 class GramPoints:
     """Features (n, d) as row numbers of a matrix that holds all their inner products, in float64.
 
-    Has a length and is indexed like a tensor. Numbers of subsets cost a look-up an entry instead of
-    d multiplications, which makes intervals cheap.
+    Has a length and is indexed like a tensor. A subset's entry costs a look-up, not d products.
     """
 
     products: Tensor
@@ -77,6 +76,8 @@ def _blocks(x, y, function):
 def _checked(*sets, least=1):
     """The sets as tensors; ValueError unless (n, d) with one d, n >= least, and finite."""
     sets = [x if isinstance(x, GramPoints) else torch.as_tensor(x).cpu() for x in sets]
+    if len({id(getattr(x, "products", None)) for x in sets}) > 1:
+        raise ValueError("features and GramPoints, or GramPoints of several matrices")
     for x in sets:
         if len(x.shape) != 2 or x.shape[1] != sets[0].shape[1] or len(x) < least:
             raise ValueError(f"features must be (n, d) with one d and n >= {least}, not "
@@ -206,8 +207,7 @@ class Neighbors(NamedTuple):
 def nearest_neighbors(x, y, k, distance=pairwise_cosine, leave_out_self=False):
     """The k nearest of the points y to each of the points x, as Neighbors.
 
-    leave_out_self: x is y, and no point is its own neighbour. Block by block: memory grows with
-    len(x) * k. Raises ValueError if there are fewer than k.
+    leave_out_self: x is y, and no point is its own neighbour. Raises ValueError for fewer than k.
     """
     if not 1 <= k <= len(y) - leave_out_self:
         raise ValueError(f"k = {k} neighbours among {len(y) - leave_out_self} points")
@@ -248,18 +248,16 @@ def neighbor_lists(pairs, points, n=None, distance=pairwise_cosine):
         k_x, k_y = (min(len(z), -(-NEIGHBORS_KEPT * len(z) // (n or len(z)))) for z in (x, y))
         if pair[0] == pair[1]:
             lists[pair] = nearest_neighbors(x, x, min(k_x, len(x) - 1), distance, True)
-            continue
-        of_x, of_y = {}, {}  # each distance, computed once, serves both: it is symmetric
-        for i, j, block in _blocks(x, y, distance):
-            of_x[i] = _smallest(of_x.get(i), block, j, k_y)
-            of_y[j] = _smallest(of_y.get(j), block.T, i, k_x)
-        lists |= {pair: _neighbors(of_x), pair[::-1]: _neighbors(of_y)}
+        else:
+            of_x, of_y = {}, {}  # each distance, computed once, serves both: it is symmetric
+            for i, j, block in _blocks(x, y, distance):
+                of_x[i] = _smallest(of_x.get(i), block, j, k_y)
+                of_y[j] = _smallest(of_y.get(j), block.T, i, k_x)
+            lists |= {pair: _neighbors(of_x), pair[::-1]: _neighbors(of_y)}
     return lists
 
 
 # Distances between sets of points ------------------------------------------------------------
-
-TIE = 1e-5  # relative: the accuracy of features, so of distances, from batch to batch
 
 
 def precision_recall_density_coverage(real, fake, k=5):
@@ -307,7 +305,7 @@ def adversarial_accuracy(lists, pair, real_rows, fake_rows):
                                              (fake, real, fake_rows, real_rows)):
         within, _ = lists[own + own].among(own_rows, own_rows)
         across, _ = lists[own + other].among(own_rows, other_rows)
-        apart += (across > within * (1 + TIE)).sum().item()
+        apart += (across > within * (1 + 1e-5)).sum().item()
     return apart / (2 * n)
 
 
@@ -341,8 +339,7 @@ class CopyingScore:
     against validation points' Euclidean distances to the nearest training point there, as a z
     score; their mean, weighted by the validation points. 0 where fake points are as near as unseen
     ones, below -3 or so where they are copies, above 3 where they are far. More than `components`
-    dimensions are first projected on as many principal components of train. Cells with fewer than
-    `least` points of either kind are left out.
+    dimensions are projected on as many principal components of train. Cells need `least` points.
     """
 
     def __init__(self, train, validation, fake, cells=3, components=64, least=20, seed=0):
@@ -391,8 +388,7 @@ def recovery_gap(train, validation):
     less that of train, and p of the Kolmogorov-Smirnov test that both are alike."""
     from scipy.stats import ks_2samp
 
-    p = ks_2samp(train, validation).pvalue
-    return float(np.median(validation) - np.median(train)), float(p)
+    return float(np.median(validation) - np.median(train)), float(ks_2samp(train, validation)[1])
 
 
 # Pieces: cells of images ---------------------------------------------------------------------
@@ -439,7 +435,6 @@ def pieces_of_neighbors(train, validation, train_rows, validation_rows, fake_row
 
 # Spectra -------------------------------------------------------------------------------------
 
-BANDS = {"low": (0, 1 / 8), "middle": (1 / 8, 1 / 2), "high": (1 / 2, 2)}  # of Nyquist's frequency
 ROUNDING = 0.447 / 12  # power of luminance rounded to 8 bits a channel: what is below it is nothing
 
 
@@ -485,16 +480,16 @@ class Measure(NamedTuple):
 def numbers(measures, n):
     """{"n": n, name: number, ..., "intervals": {name: [low, high]}} of Measures of n points a set.
 
-    Without those that need more points. Intervals are by 200 random halves, by 20 above n = 1000.
+    Without None and what needs more points. By 200 halves times effort, 20 above 1000 and at least.
     """
     values, intervals = {}, {}
-    for statistic, sets, bounds, least, effort in measures:
+    for statistic, sets, bounds, least, effort in filter(None, measures):
         if n < least:
             continue
         row = statistic(*sets)
         values |= row
         if n // 2 >= min(least, 8):
-            replicates = max(10, int(effort * (200 if n <= 1000 else 20)))
+            replicates = max(20, int(effort * (200 if len(sets[0]) <= 1000 else 20)))
             ends = interval(lambda *halves: list(statistic(*halves).values()), *sets,  # noqa: B023
                             replicates=replicates, bounds=bounds)
             intervals |= zip(row, map(list, zip(*ends, strict=True)), strict=True)
@@ -506,11 +501,12 @@ def spectrum_measure(train, fake):
 
     By bands, the mean absolute difference. Grid: how much more samples have at periods of 8 pixels
     and parts of these (4, 8/3, 2) than photos, beyond what they have more around them: traces of
-    layers that double the resolution. 0 is ideal.
+    layers that double the resolution. 0 is ideal. None below 16 pixels.
     """
     h = fake.shape[1]
     at, m = 2 * torch.hypot(torch.fft.fftfreq(h)[:, None], torch.fft.rfftfreq(h)), -(-h // 16)
-    bands = {f"spectrum_{band}": (low < at) & (at <= high) for band, (low, high) in BANDS.items()}
+    bands = {f"spectrum_{band}": (low < at) & (at <= high) for band, low, high in (
+        ("low", 0, 1 / 8), ("middle", 1 / 8, 1 / 2), ("high", 1 / 2, 2))}  # of Nyquist's frequency
     eighths = torch.isin(torch.arange(h), (torch.arange(8) * h / 8).round().long())
     grid = eighths[:, None] & eighths[: h // 2 + 1] & (at > 0)
 
@@ -522,7 +518,8 @@ def spectrum_measure(train, fake):
         return {row: more[0][band].abs().mean().item() for row, band in bands.items()} | {
             "spectrum_grid": (more - around)[0][grid].mean().item()}
 
-    return Measure(differences, [train, fake], ([0, 0, 0, -np.inf], np.inf), effort=0.2)
+    bounds = [0, 0, 0, -np.inf], np.inf
+    return Measure(differences, [train, fake], bounds, effort=0.2) if h >= 16 else None
 
 
 def distribution_measures(references, fake, frechet="fid", kernel="kid"):
@@ -535,14 +532,16 @@ def distribution_measures(references, fake, frechet="fid", kernel="kid"):
         return lambda *sets: {f"{row}_{name}": distance(x, sets[-1])
                               for name, x in zip(references, sets, strict=False)}
 
-    sets = gram_points(*references.values(), fake)
+    plain = [*references.values(), fake]
+    sets = gram_points(*plain)
+    few = sets if len(fake) <= fake.shape[1] else plain  # above, singular values of n × n are slow
     return [
-        Measure(of_each(frechet, frechet_distance), sets, (0, np.inf)),
+        Measure(of_each(frechet, frechet_distance), few, (0, np.inf)),
         Measure(of_each(kernel, kernel_distance), sets),
         Measure(lambda *sets: precision_recall_density_coverage(sets[0], sets[-1]), sets,
                 ([0, 0, 0, 0], [1, 1, np.inf, 1]), least=6),
-        Measure(of_each(f"{frechet}_infinity", frechet_distance_infinity), sets,
-                least=200, effort=0.2)]  # the trend of fewer says little
+        Measure(of_each(f"{frechet}_infinity", frechet_distance_infinity), few,
+                least=200, effort=0.1)]  # the trend of fewer says little
 
 
 def neighbor_measure(lists, rows, suffix="", fake="F"):

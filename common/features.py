@@ -126,7 +126,7 @@ DINOV2_NAMES = (  # of the authors' state dict, and torchvision's
 
 def _from_dinov2(state, side=16):
     """torchvision's state dict of DINOv2's. LayerScale goes into the layers before it."""
-    state = {name: value.float() for name, value in state.items()}
+    state = {name: value.float() for name, value in state.items() if name != "mask_token"}
     for gamma in [name for name in state if name.endswith(".gamma")]:
         scale, block = state.pop(gamma), gamma.split(".ls")[0]
         layer = f"{block}.{'attn.proj' if '.ls1.' in gamma else 'mlp.fc2'}"
@@ -142,10 +142,8 @@ def _from_dinov2(state, side=16):
 
 
 def _resampled(positions, side):
-    """Position embeddings (1, 1 + m * m, d), the class token's first, for side * side patches.
-
-    As the published model does it: bicubic, at a scale of (side + 0.1) / m.
-    """
+    """Position embeddings (1, 1 + m * m, d), the class token's first, for side * side patches, as
+    the published model resamples them: bicubic, at a scale of (side + 0.1) / m."""
     first, grid = positions.split([1, positions.shape[1] - 1], 1)
     m = round(grid.shape[1] ** 0.5)
     grid = grid.view(1, m, m, -1).permute(0, 3, 1, 2)
@@ -166,7 +164,11 @@ class Spectrum(nn.Module):
         super().__init__()
         self.luminance = nn.Parameter(torch.tensor([0.299, 0.587, 0.114]), requires_grad=False)
 
-    def forward(self, images):
+    def forward(self, images):  # of about 2^20 pixels at once: overlapping squares are many more
+        few = max(1, 2**20 // images[0, 0].numel())
+        return torch.cat([self.powers(part) for part in images.split(few)])
+
+    def powers(self, images):
         images = torch.einsum("nchw,c->nhw", images.float(), self.luminance)
         beyond = max(0, images.shape[-1] - 256)
         side, step = images.shape[-1] - beyond, max(1, beyond // max(1, -(-beyond // 128)))
@@ -270,7 +272,7 @@ WEIGHTS = {
 }
 
 
-def _network(name, build, weights, trunk=lambda net: net, convert=dict):
+def _network(name, build, weights, trunk=lambda net: net, convert=None):
     """A network in evaluation mode without gradients, its trunk with the named weights."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)
@@ -317,8 +319,9 @@ def _pretrained(name):
             path.parent.mkdir(parents=True, exist_ok=True)
             torch.hub.download_url_to_file(url, str(path), hash_prefix=prefix or None)
         except (OSError, RuntimeError) as error:
-            raise WeightsError(f"cannot download {url} ({_first_line(error)}): save it as {path}, "
-                               "or choose --weights random") from error
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            raise WeightsError(f"cannot download {url} ({reason}): save it as {path}, or choose "
+                               "--weights random") from error
     digest = files.file_sha256(path) if prefix else ""
     if not digest.startswith(prefix):
         raise WeightsError(f"{path} is damaged: its SHA-256 begins with {digest[:8]}, not "
@@ -326,22 +329,19 @@ def _pretrained(name):
     return path
 
 
-def _load(net, path, name, convert=dict):
+def _load(net, path, name, convert=None):
     """Load a torchvision state dict; trunks of lpips keep the numbers of its layers."""
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged pickle can raise anything
-        raise WeightsError(f"cannot read weights from {path}: {_first_line(error)}") from error
+        raise WeightsError(f"cannot read weights from {path}: replace it by {WEIGHTS[name]}, or "
+                           "choose --weights random") from error
     names = {key: re.sub(r"^slice\d+\.", "features.", key) for key in net.state_dict()}
     try:
-        state = convert(state)
-        net.load_state_dict({key: state[name] for key, name in names.items()}, assign=True)
-    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+        state = convert(state) if convert else {key: state[old] for key, old in names.items()}
+        net.load_state_dict(state, assign=True)
+    except (LookupError, TypeError, ValueError, RuntimeError, AttributeError) as error:
         raise WeightsError(f"{path} does not hold the weights of {name}") from error
-
-
-def _first_line(error):
-    return (str(error) or type(error).__name__).splitlines()[0]
 
 
 # Images to features --------------------------------------------------------------------------

@@ -250,9 +250,12 @@ def pca_figure(pca, panels, title, path):
 def spectrum_figure(spectra, title, path):
     """Power over frequency, and the log ratio of each spectrum to the first in two dimensions.
 
-    spectra: {name: natural logarithm (h, h // 2 + 1) of power}, the training photos first.
+    spectra: {name: natural logarithm (h, h // 2 + 1) of power}, the training photos first. Nothing
+    for h < 16.
     """
     (first, reference), *others = spectra.items()
+    if len(reference) < 16:
+        return
     wide = min(4, len(spectra))
     figure, axes = new_figure(4.5 * wide, 4 * -(-len(spectra) // wide) + 0.4,
                               -(-len(spectra) // wide), wide)

@@ -65,10 +65,11 @@ def train(args, way, seed, images):
         if step in args.at:
             for name, average in averages.items():
                 sampler = sampling.sampling_copy(generator, average)
-                batches = sampling.samples(sampler, 0, torch.arange(args.n), 32)
-                making = args.out / "making"
-                photos.save_images(batches, making)
-                making.rename(folder_of(args, way, seed, step, name))
+                folder, making = folder_of(args, way, seed, step, name), args.out / "making"
+                if not folder.exists():
+                    photos.save_images(sampling.samples(sampler, 0, torch.arange(args.n), 32),
+                                       making)
+                    making.rename(folder)
             print(f"{way}, seed {seed}: step {step}", file=sys.stderr, flush=True)
 
 

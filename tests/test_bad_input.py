@@ -145,7 +145,7 @@ EVALUATION = [
     (["--ckpt", "published.pth", "--generate", 2, "--out", "taken"], "is not an empty folder"),
     (["--ckpt", "published.pth", "--generate", -2], "-2 is not in"),
     (["--samples", "drawn/train", "--data", "drawn", "--size", 8, "--weights", "pretrained",
-      "--features", "dinov2"], "cannot read weights from"),
+      "--features", "dinov2"], "dinov2_vitl14_pretrain.pth, or choose --weights random"),
     (["--samples", "drawn/train", "--data", "drawn", "--size", 8, "--weights", "pretrained"],
      "is damaged: its SHA-256 begins with"),
 ]

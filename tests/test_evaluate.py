@@ -277,9 +277,9 @@ def test_names_of_checkpoints_and_columns(run):
     assert list(evaluate.checkpoint_paths(run, ["all"])) == checkpoints.find_all(run)
     columns = [evaluate.Column(name, run / folder, 64, "", None, checkpoint)
                for name, folder, checkpoint in [("fastgan 5", "", {"step": 5})] * 2 + [
-                   ("s", "a", None), ("s", "b", None)]]
+                   ("s", "a", None), ("s", "b", None), ("REAL", "c", None)]]
     names = [column.name for column in evaluate.unique_names(columns)]
-    assert names == [f"{run.name} fastgan 5", f"{run.name} fastgan 5 (2)", "s", "s (2)"]
+    assert names == [f"{run.name} fastgan 5", f"{run.name} fastgan 5 (2)", "s", "s (2)", "REAL (2)"]
 
 
 def sample(path, n):

@@ -118,6 +118,11 @@ def test_dinov2_of_a_file_resamples_its_positions(tmp_path, monkeypatch):
     theirs.load_state_dict({name: value.float() for name, value in state.items()})
     torch.save({**state, "mask_token": torch.zeros(1, 64)}, tmp_path / "dinov2.pth")
     network = features.dinov2_network(tmp_path / "dinov2.pth")
+    for wrong in ({**state, "register_tokens": torch.zeros(1, 4, 64)}, {"pos_embed": torch.ones(5)},
+                  {**state, "blocks.0.ls1.gamma": torch.tensor(1.0)}):
+        torch.save(wrong, tmp_path / "wrong.pth")
+        with pytest.raises(features.WeightsError, match="does not hold the weights of dinov2"):
+            features.dinov2_network(tmp_path / "wrong.pth")
 
     def weights(i):  # of the 37 positions along a side, for the new one i
         at = (i + 0.5) * 37 / 16.1 - 0.5

@@ -125,12 +125,15 @@ def test_numbers_by_look_up_equal_those_of_features(d, monkeypatch):
     rows, others = rng.permutation(80)[:41], rng.permutation(70)[:33]
     for statistic in (metrics.frechet_distance, metrics.kernel_distance,
                       metrics.frechet_distance_infinity, metrics.precision_recall_density_coverage):
-        expected = statistic(x[rows], y[others])
-        assert statistic(points[0][rows], points[1][others]) == pytest.approx(expected, rel=1e-9)
-    monkeypatch.setattr(metrics, "GRAM_POINTS", 158)
-    assert all(isinstance(p, torch.Tensor) for p in metrics.gram_points(x, y, z))
-    assert metrics.frechet_distance(x[rows], y[others]) == pytest.approx(
-        metrics.frechet_distance(points[0][rows], points[1][others]), rel=1e-9)
+        found = statistic(points[0][rows], points[1][others])
+        assert found == pytest.approx(statistic(x[rows], y[others]), rel=1e-9)
+        with monkeypatch.context() as patch:
+            patch.setattr(metrics, "GRAM_POINTS", 0)
+            assert all(isinstance(p, torch.Tensor) for p in metrics.gram_points(x, y, z))
+            assert found == pytest.approx(statistic(x[rows], y[others]), rel=1e-9)
+    for pair in ((points[0], y), (points[0], metrics.gram_points(y)[0])):
+        with pytest.raises(ValueError, match="GramPoints"):
+            metrics.frechet_distance(*pair)
 
 
 # Neighbours
@@ -503,7 +506,10 @@ def test_intervals_of_spectra_cover_their_means_over_draws():
         assert (high - low).mean() < width
 
 
-def test_spectra_of_flat_and_of_large_images():
+def test_spectra_of_flat_of_small_and_of_large_images():
+    tiny = torch.ones(9, 15, 8)
+    assert metrics.spectrum_measure(tiny, tiny) is None
+    assert metrics.numbers([None], 9) == {"n": 9, "intervals": {}}
     flat = torch.full((3, 3, 16, 16), 7, dtype=torch.uint8)
     powers = features.features(flat, features.Spectrum())
     assert metrics.spectrum_measure(powers, powers).statistic(powers, powers)["spectrum_high"] == 0
