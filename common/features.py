@@ -561,7 +561,7 @@ class ImageSet:
     def load(self, names, networks):
         """Fills `features` by the named FeatureNetworks, from the cache if they are there."""
         paths = {name: cache_path(self.cache, name, [networks.keys[name], self.key])
-                 for name in set(names) - set(self.features)}
+                 for name in sorted(set(names) - set(self.features))}
         found = {name: read_cache(path) for name, path in paths.items()}
         missing = {name: networks[name] for name, value in found.items() if value is None}
         self.features |= found
