@@ -13,7 +13,7 @@
     python evaluate.py --mix 0 1 2 3                     # FastGAN: layouts × styles, no table
 
 Writes metrics.json, metrics.csv, table.md, table.png and figures (nearest photos, pieces of photos,
-components, spectra, FID over steps) to <run>/eval/. Features are kept in .cache/ there and in the
+PCA, spectra, FID over steps) to <run>/eval/. Features are kept in .cache/ there and in the
 data folder. The REAL column compares training with validation photos: the best there is.
 """
 
@@ -556,19 +556,21 @@ if __name__ == "__main__":
     group.add_argument("--ckpt", nargs="+", default=["latest"], metavar="CKPT",
                        help="steps of the run, latest, all, or checkpoint files of any runs")
     group.add_argument("--run", help="run folder (default: the newest in runs/)")
-    group.add_argument("--samples", nargs="+", metavar="DIR", help="folders of images instead")
+    group.add_argument("--samples", nargs="+", metavar="DIR",
+                       help="folders of images instead, of one size or with --size")
     group.add_argument("--data", help="data folder (default: the checkpoint's, or data/bedroom)")
     group = parser.add_argument_group("how")
-    group.add_argument("--n", type=cli.count, help="images a set (default: training photos)")
+    group.add_argument("--n", type=cli.count, help="images a set (default: all of the smallest)")
     group.add_argument("--size", type=cli.count, metavar="N",
                        help="image side, pixels (default: the smallest of what is judged)")
     group.add_argument("--fit", choices=["square", "crop"],
                        help="stretch or crop photos (default: as the checkpoints' photos were)")
-    group.add_argument("--seed", type=cli.seed, default=0, metavar="N", help="of every random draw")
+    group.add_argument("--seed", type=cli.seed, default=0, metavar="N", help="random seed")
     group.add_argument("--features", choices=list(FEATURES), default="inception",
-                       help="for the Fréchet and kernel distance, precision to coverage")
+                       help="for FID, KID, precision, recall, density and coverage")
     group.add_argument("--weights", choices=["pretrained", "random"], default="pretrained",
-                       help="of the feature networks; random ones need no download")
+                       help="of the feature networks; random ones need no download, but their "
+                       "numbers compare within one table only")
     group.add_argument("--resize", choices=["bilinear", "clean"], default="bilinear",
                        help="to Inception's 299: as pytorch-fid or as clean-fid does")
     group.add_argument("--lpips", choices=["alex", "vgg", "squeeze"], default="alex",
@@ -581,9 +583,9 @@ if __name__ == "__main__":
     group.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
     group = parser.add_argument_group("what to write")
     group.add_argument("--out", help="folder (default: eval/ beside what is judged)")
-    group.add_argument("--json", metavar="PATH|-", help="the JSON here, too; -: alone on stdout")
+    group.add_argument("--json", metavar="PATH|-", help="also write the JSON; -: alone on stdout")
     group.add_argument("--show", type=cli.seed, nargs="+", metavar="I",
-                       help="samples in the neighbour figures (default: the four nearest ones)")
+                       help="samples in the neighbour figures, by number (default: the nearest)")
     group.add_argument("--study", action="store_true", help="add the study's published columns")
     group.add_argument("--generate", type=cli.count, metavar="N",
                        help="instead: N samples as PNG files into the empty folder of --out")

@@ -2,16 +2,16 @@
 
     python prepare_data.py --demo 64                # drawn bedrooms: no network, no files needed
     python prepare_data.py --download               # MIT Indoor Scenes (2.6 GB), its bedrooms
-    python prepare_data.py --archive indoorCVPR_09.tar --class kitchen
-    python prepare_data.py --images ~/photos --out data/mine --val-fraction 0.2
+    python prepare_data.py --archive data/indoorCVPR_09.tar --class kitchen
+    python prepare_data.py --images ~/photos --out data/mine
     python prepare_data.py --digits                 # 1,797 digits, 8x8: no network needed
     python prepare_data.py --mnist                  # 70,000 digits, 28x28 (12 MB)
 
 Writes OUT/train/, OUT/val/ and OUT/manifest.csv. Upright 8-bit RGB JPEGs and PNGs are copied as
 they are, everything else is converted to upright 8-bit RGB PNGs, and files that fail to decode are
 skipped with a warning. The split depends only on the pixels and on --seed; photos that are one
-picture (re-encoded, rescaled, slightly cropped or mirrored) stay on one side. Running it again
-changes nothing; existing files are never overwritten.
+picture (re-encoded, rescaled, slightly cropped or mirrored) stay on one side. The same command
+again changes nothing, and existing files are never overwritten: another split needs another --out.
 """
 
 import csv
@@ -437,14 +437,16 @@ def parse_args():
     source.add_argument("--digits", action="store_true", help="scikit-learn's 1,797 digits, 8x8")
     source.add_argument("--mnist", action="store_true", help="fetch MNIST's 70,000 digits, 28x28")
     parser.add_argument("--class", dest="class_name", metavar="NAME",
-                        help="photos of an archive (default: bedroom); all takes every class")
+                        help="class to take from an archive (default: bedroom), or all")
     parser.add_argument("--val-fraction", type=cli.number(float, 0, 1), default=0.5, metavar="F",
                         help="share of the photos kept for validation")
-    parser.add_argument("--seed", type=cli.seed, default=0, help="of the split and the scenes")
+    parser.add_argument("--seed", type=cli.seed, default=0,
+                        help="random seed of the split and of drawn scenes")
     parser.add_argument("--min-size", type=cli.number(int, 0), metavar="PIXELS",
                         help="skip photos whose shorter side is less (default: 64; digits: 0)")
     parser.add_argument("--out", type=Path, metavar="DIR",
-                        help="default: data/<class, folder name, demo, digits or mnist>")
+                        help="output folder (default: data/ and the class, the folder's name, "
+                        "demo, digits or mnist)")
     args = parser.parse_args()
     if args.download and not args.download.startswith(("http://", "https://")):
         parser.error(f"--download {args.download} is not an http(s) URL")

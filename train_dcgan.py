@@ -92,7 +92,8 @@ if __name__ == "__main__":
     cli.add_training_flags(parser, data="data/bedroom", size=64, fit="crop", lr=2e-4,
                            batch_size=128, every=(50, 25, 1))
     group = parser.add_argument_group("DCGAN")
-    group.add_argument("--epochs", type=cli.count, default=1350, metavar="N", help="steps in all")
+    group.add_argument("--epochs", type=cli.count, default=1350, metavar="N",
+                       help="epochs in all, those of a resumed run included")
     group.add_argument("--features", type=cli.width, default=64, metavar="N",
                        help="width of the networks")
     group.add_argument("--z-dim", type=cli.width, default=100, metavar="N",

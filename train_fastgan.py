@@ -210,7 +210,8 @@ if __name__ == "__main__":
     cli.add_training_flags(parser, data="data/bedroom", size=1024, fit="square",
                            batch_size=8, lr=2e-4, every=(5000, 1000, 100))
     group = parser.add_argument_group("FastGAN")
-    group.add_argument("--iters", type=cli.count, default=50000, metavar="N", help="steps in all")
+    group.add_argument("--iters", type=cli.count, default=50000, metavar="N",
+                       help="steps in all, those of a resumed run included")
     group.add_argument("--features", type=cli.width, default=64, metavar="N",
                        help="width of the networks")
     group.add_argument("--z-dim", type=cli.width, default=256, metavar="N",

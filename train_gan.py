@@ -1,8 +1,8 @@
 """Train a GAN of linear layers (Goodfellow et al. 2014, arXiv 1406.2661) on small images.
 
     python train_gan.py --data data/all                      # the study: 28×28, 50 epochs
-    python train_gan.py --data data/all --limit 2 --batch-size 16 --epochs 3000
-    python train_gan.py --data data/digits                   # prepare_data.py --digits draws them
+    python train_gan.py --data data/bedroom --limit 2 --batch-size 16 --epochs 3000
+    python train_gan.py --data data/digits --batch-size 16   # after prepare_data.py --digits
     python train_gan.py --demo                               # drawn scenes, a minute on a CPU
 
 Checkpoints, samples and the log go to runs/gan-<data>-<time>/; a step is an epoch.
@@ -81,7 +81,8 @@ if __name__ == "__main__":
     cli.add_training_flags(parser, data="data/all", size=28, fit="square", lr=2e-4,
                            batch_size=128, every=(10, 5, 1))
     group = parser.add_argument_group("GAN")
-    group.add_argument("--epochs", type=cli.count, default=50, metavar="N", help="steps in all")
+    group.add_argument("--epochs", type=cli.count, default=50, metavar="N",
+                       help="epochs in all, those of a resumed run included")
     group.add_argument("--z-dim", type=cli.width, default=50, metavar="N",
                        help="length of a latent")
     launch(main, parser, "gan", DEMO)

@@ -125,11 +125,12 @@ if __name__ == "__main__":
     cli.add_training_flags(parser, data="data/bedroom", size=256, fit="square", lr=3e-4,
                            batch_size=8, every=(50, 25, 5))
     group = parser.add_argument_group("VAE")
-    group.add_argument("--epochs", type=cli.count, default=1500, metavar="N", help="steps in all")
+    group.add_argument("--epochs", type=cli.count, default=1500, metavar="N",
+                       help="epochs in all, those of a resumed run included")
     group.add_argument("--latent", type=cli.width, default=512, metavar="N",
                        help="length of a latent")
     group.add_argument("--kl-weight", type=cli.number(float, 0), default=0.00025, metavar="X",
-                       help="of the KL divergence beside the mean squared error")
+                       help="weight of the KL divergence in the loss")
     group.add_argument("--lr-decay", type=cli.number(float, 0, math.nextafter(1, 2)),
                        default=1.0, metavar="X",
                        help="factor on the learning rate after each epoch")

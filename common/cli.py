@@ -114,31 +114,37 @@ def add_training_flags(parser, *, data, size, fit, batch_size, lr, every):
     """
     group = parser.add_argument_group("data and model")
     group.add_argument("--data", default=data, metavar="DIR",
-                       help="data folder of prepare_data.py, or any folder of photos")
+                       help="folder of prepare_data.py, or any folder of photos (but "
+                       "evaluate.py needs one of prepare_data.py)")
     group.add_argument("--limit", type=count, metavar="N", help="only the first N training photos")
     group.add_argument("--size", type=width, default=size, metavar="N", help="image side, pixels")
     group.add_argument("--fit", choices=["square", "crop"], default=fit,
                        help="stretch photos to squares, or cut out the middle")
     group.add_argument("--batch-size", type=width, default=batch_size, metavar="N",
-                       help="images an update, in each process")
+                       help="images per step and process")
     group.add_argument("--lr", type=positive, default=lr, metavar="X", help="learning rate")
-    group.add_argument("--seed", type=seed, default=0, metavar="N", help="of every random draw")
+    group.add_argument("--seed", type=seed, default=0, metavar="N", help="random seed")
     group.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
     group.add_argument("--precision", choices=["auto", "fp32", "bf16", "fp16"], default="auto",
-                       help="of the networks' passes; auto is bf16 where the device is fast at it; "
-                            "fp32 is TF32 on GPUs that have it")
+                       help="number format of the networks; auto is bf16 where the device is fast "
+                            "at it; fp32 is TF32 on GPUs that have it")
     group.add_argument("--compile", action=argparse.BooleanOptionalAction, default=False,
                        help="for GPUs: torch.compile, and each step as one CUDA graph; takes "
                             "minutes at the start")
     group.add_argument("--deterministic", action=argparse.BooleanOptionalAction, default=False,
                        help="only kernels that give the same bits every time, as a CPU's always do")
-    group.add_argument("--demo", action="store_true", help="small and quick, on drawn scenes")
+    group.add_argument("--demo", action="store_true", help="quick test: small settings, 64 drawn "
+                       "bedrooms")
     group = parser.add_argument_group("run folder")
     group.add_argument("--out", default="runs", metavar="DIR", help="folder of run folders")
-    group.add_argument("--name", help="of the run folder (default: <model>-<data>-<time>)")
-    group.add_argument("--resume", metavar="PATH|latest", help="go on from a checkpoint")
-    group.add_argument("--ckpt-every", type=count, default=every[0], metavar="N", help="steps")
-    group.add_argument("--sample-every", type=count, default=every[1], metavar="N", help="steps")
-    group.add_argument("--log-every", type=count, default=every[2], metavar="N", help="steps")
+    group.add_argument("--name", help="run folder in --out (default: <model>-<data>-<time>)")
+    group.add_argument("--resume", metavar="PATH|latest", 
+                       help="continue from a checkpoint, a run folder, or the newest run")
+    group.add_argument("--ckpt-every", type=count, default=every[0], metavar="N",
+                       help="a checkpoint every N steps")
+    group.add_argument("--sample-every", type=count, default=every[1], metavar="N",
+                       help="sample images every N steps")
+    group.add_argument("--log-every", type=count, default=every[2], metavar="N",
+                       help="a row of the log every N steps")
     group.add_argument("--keep", type=count, metavar="N",
                        help="only the newest N checkpoints (default: all)")
