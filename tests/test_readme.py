@@ -34,6 +34,7 @@ SMALL = {
     "train_fastgan.py": "--size 256 --features 4 --batch-size 2 --iters 2 --reconstruction l1",
     "train_fastgan.py --resume": "--iters 3",
     "evaluate.py": "--weights random --n 2 --lpips-size 64",
+    "evaluate.py --generate": "--generate 3",
 }
 
 
