@@ -229,8 +229,7 @@ def _prepare_imagenet(images, mode="bilinear"):
 def _fid_inception():
     """torchvision's Inception but for its pools, which are TensorFlow's.
 
-    The average leaves the padding out of the count, and the last block has a maximum where
-    every other block has an average.
+    Averages leave the padding out of the count, and the last block has a maximum instead.
     """
     from torchvision.models import Inception3, inception
 
@@ -245,7 +244,8 @@ def _fid_inception():
     for block in net.children():
         if hasattr(block, "branch_pool"):
             block.branch_pool.register_forward_pre_hook(without_padding)
-    net.Mixed_7c = Last(2048)
+    with torch.random.fork_rng(devices=[]):  # random weights are what they are without this block
+        net.Mixed_7c = Last(2048)
     return net
 
 

@@ -176,6 +176,12 @@ def test_features_of_an_image_do_not_depend_on_its_batch(inception, resnet):
 def test_random_weights_are_the_same_each_time_and_tell_images_apart(resnet):
     again = features.resnet50_network("random").state_dict()
     assert all(torch.equal(value, again[key]) for key, value in resnet.state_dict().items())
+    for name, build, total in (("inception", features._fid_inception, 726221),
+                               ("resnet50", torchvision.models.resnet50, 884112)):
+        # In every version: cached features and published tables are made with them.
+        state = features._network(name, build, "random").state_dict()
+        assert sum(value.double().abs().sum() for value in state.values()) == pytest.approx(
+            total, abs=5)
     x, y = (features.features(drawn(12, 96, seed), resnet) for seed in (1, 2))
     noise = np.random.default_rng(0).integers(0, 256, (12, 3, 96, 96), dtype=np.uint8)
     far = metrics.frechet_distance(x, features.features(noise, resnet))
