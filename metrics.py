@@ -47,7 +47,7 @@ class GramPoints:
 def gram_points(*sets):
     """The sets as GramPoints of a matrix of these points alone; as they are if it would be large.
 
-    sets: features (n, d) or GramPoints, of which a small matrix is faster to look things up in.
+    sets: features (n, d), or GramPoints of a larger matrix, which the processor's cache can't hold.
     """
     sets = _checked(*sets)
     sizes, width = [len(x) for x in sets], sets[0].shape[1]
@@ -134,9 +134,9 @@ def frechet_distance_infinity(x, y, sizes=None, seed=0):
     """
     x, y = _checked(x, y, least=8)
     rng = np.random.default_rng(seed)
-    n, few = min(len(x), len(y)), len(x) <= x.shape[1]
-    x, y = gram_points(x, y) if few else (x, y)
-    sizes = np.unique(np.linspace(n // 2, n, sizes or (15 if few else 5)).astype(int))
+    n, wide = min(len(x), len(y)), len(x) <= x.shape[1]
+    x, y = gram_points(x, y) if wide else (x, y)
+    sizes = np.unique(np.linspace(n // 2, n, sizes or (15 if wide else 5)).astype(int))
     distances = [frechet_distance(*(z[rng.permutation(len(z))[:size]] for z in (x, y)))
                  for size in sizes]
     return float(np.polyfit(1 / sizes, distances, 1)[1])
@@ -480,7 +480,8 @@ class Measure(NamedTuple):
 def numbers(measures, n):
     """{"n": n, name: number, ..., "intervals": {name: [low, high]}} of Measures of n points a set.
 
-    Without None and what needs more points. By 200 halves times effort, 20 above 1000 and at least.
+    None and what needs more points are left out. Intervals are of 200 halves times effort, but of
+    20 at least, and of 20 where a set has more than 1000 points.
     """
     values, intervals = {}, {}
     for statistic, sets, bounds, least, effort in filter(None, measures):
@@ -534,20 +535,20 @@ def distribution_measures(references, fake, frechet="fid", kernel="kid"):
 
     plain = [*references.values(), fake]
     sets = gram_points(*plain)
-    few = sets if len(fake) <= fake.shape[1] else plain  # above, singular values of n × n are slow
+    wide = sets if len(fake) <= fake.shape[1] else plain  # singular values of n × n are slow
     return [
-        Measure(of_each(frechet, frechet_distance), few, (0, np.inf)),
+        Measure(of_each(frechet, frechet_distance), wide, (0, np.inf)),
         Measure(of_each(kernel, kernel_distance), sets),
         Measure(lambda *sets: precision_recall_density_coverage(sets[0], sets[-1]), sets,
                 ([0, 0, 0, 0], [1, 1, np.inf, 1]), least=6),
-        Measure(of_each(f"{frechet}_infinity", frechet_distance_infinity), few,
+        Measure(of_each(f"{frechet}_infinity", frechet_distance_infinity), wide,
                 least=200, effort=0.1)]  # the trend of fewer says little
 
 
 def neighbor_measure(lists, rows, suffix="", fake="F"):
     """AA on both sides, privacy loss and AuthPct of row numbers of train, validation and samples.
 
-    lists: of neighbor_lists, by T, V and F. fake: "V" judges validation photos, so against T alone.
+    lists: of neighbor_lists, by T, V and F. fake: "V" takes validation photos as the samples.
     """
 
     def accuracies(train_rows, validation_rows, *fake_rows):

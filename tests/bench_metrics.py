@@ -7,6 +7,8 @@
     python tests/bench_metrics.py --memorisation       # AuthPct, C_T and pieces of 331 a set
     python tests/bench_metrics.py --intervals          # of 331 a set
     python tests/bench_metrics.py --verdict            # evaluate.py beside the tools people use
+    python tests/bench_metrics.py --spectra            # rows of photos, blurred, with grids
+    python tests/bench_metrics.py --dinov2             # the full network beside timm's
 
 Networks have the same seeded random weights on both sides. Peak is the memory of the whole
 process while ours runs. The reference of LPIPS, the module pair by pair, is timed on a sample
@@ -36,6 +38,7 @@ import sklearn.neighbors
 import torch
 import torch.nn.functional as F
 from cleanfid.resize import build_resizer
+from scipy.ndimage import gaussian_filter
 from scipy.spatial.distance import cdist
 from scipy.stats import mannwhitneyu
 from torch_fidelity.metric_kid import kid_features_to_metric
@@ -216,6 +219,44 @@ def intervals(n=331, d=2048):
     print(f"those of neighbours: {time.perf_counter() - start:.1f} s", flush=True)
 
 
+def spectra(folder):
+    """The spectrum rows of a folder's validation photos at 256x256, plain, blurred, with grids."""
+    train, photo = (photos.load_images(folder, split, 256)[0] for split in ("train", "val"))
+    n, network = min(len(train), len(photo)), features.Spectrum()
+    lines = torch.zeros(256, 256)
+    lines[::8] = lines[:, ::8] = 1
+    kinds = {"as they are": photo,
+             "blurred by 1 pixel": torch.from_numpy(gaussian_filter(
+                 photo.float().numpy(), (0, 0, 1, 1))).round().byte(),
+             **{f"a line of {high} grey levels every 8 pixels": (
+                 photo.float() + high * lines).clamp(0, 255).byte() for high in (1, 4)}}
+    power = features.features(train[:n], network)
+    for kind, images in kinds.items():
+        measure = metrics.spectrum_measure(power, features.features(images[:n], network))
+        found = metrics.numbers([measure], n)
+        print(f"| {kind} | " + " | ".join(f"{found[row]:.2f} ±{high - found[row]:.2f}" for row, (
+            _, high) in found["intervals"].items()) + " |", flush=True)
+
+
+def dinov2():
+    """DINOv2's ViT-L/14 at its native 518x518 beside timm's, with timm's random weights."""
+    import timm
+
+    peak, network = Peak(CPU), features.dinov2_network("random")
+    _, seconds = timed(lambda: features.features(drawn(8, 256, 0), network), 1)
+    print(f"an image at 224x224: {seconds / 8:.1f} s, peak {1024 * peak.read():,.0f} MB")
+    theirs = timm.create_model("vit_large_patch14_dinov2.lvd142m", pretrained=False).eval()
+    for name, value in theirs.named_parameters():
+        if name.endswith("gamma"):  # 1e-5 would leave nothing of the blocks
+            torch.nn.init.uniform_(value.data, 0.5, 1.5)
+    with torch.device("meta"):
+        ours = features._vision_transformer(37).eval()
+    ours.load_state_dict(features._from_dinov2(theirs.state_dict(), 37), assign=True)
+    image = torch.randn(1, 3, 518, 518, generator=torch.Generator().manual_seed(0))
+    row("DINOv2 of one image of 518x518, timm", lambda: ours(image), lambda: theirs(image),
+        repeats=1, relative=False)
+
+
 WITHOUT_LPIPS = """
 import runpy, sys, torch
 from common import features
@@ -294,6 +335,10 @@ def main(args):
         return memorisation()
     if args.intervals:
         return intervals()
+    if args.spectra:
+        return spectra(args.data)
+    if args.dinov2:
+        return dinov2()
     if args.verdict:
         return verdict(args)
     if args.lpips_memory:
@@ -373,6 +418,8 @@ if __name__ == "__main__":
                         help="how many of alex, squeeze, vgg")
     parser.add_argument("--memorisation", action="store_true", help="AuthPct, C_T and pieces")
     parser.add_argument("--intervals", action="store_true", help="of 331 a set, both ways")
+    parser.add_argument("--spectra", action="store_true", help="of photos, blurred, with grids")
+    parser.add_argument("--dinov2", action="store_true", help="the full network beside timm's")
     parser.add_argument("--verdict", action="store_true", help="beside the tools people use")
     parser.add_argument("--scaling", action="store_true", help="memory over the number of points")
     parser.add_argument("--lpips-memory", type=int, metavar="N", help="N x N at 1024x1024")
