@@ -167,7 +167,7 @@ def memorisation(n=331, cells=196):
 
     row(f"AuthPct of {n}, scipy", authenticity, authentic)
     row(f"C_T of {n}, scikit-learn and scipy",
-        lambda: metrics.CopyingScore(train, test, fake).score(), copying)
+        lambda: metrics.copying_score(train, test, fake)(), copying)
     generator = torch.Generator().manual_seed(1)
     maps = F.normalize(torch.randn(n, cells, 128, generator=generator), dim=2)
     few = maps[:8].flatten(0, 1)

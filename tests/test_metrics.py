@@ -305,10 +305,10 @@ def test_authenticity_and_copying_score_equal_the_published_code():
     for train, test, fake, case in memorisation_cases():
         authentic = authenticity(train, fake, metrics.pairwise_euclidean)
         assert authentic == pytest.approx(case["authpct"], rel=1e-6)
-        score = metrics.CopyingScore(train, test, fake)
-        assert score.score() == pytest.approx(case["ct"], abs=1e-6)
+        score = metrics.copying_score(train, test, fake)
+        assert score() == pytest.approx(case["ct"], abs=1e-6)
         turned = torch.arange(len(train)).flip(0)
-        assert score.score(turned, turned, turned) == pytest.approx(case["ct"], abs=1e-6)
+        assert score(turned, turned, turned) == pytest.approx(case["ct"], abs=1e-6)
 
 
 def test_copying_score_of_few_points_and_of_halves():
@@ -320,14 +320,13 @@ def test_copying_score_of_few_points_and_of_halves():
     one, *_ = (x[inside] for x, inside in zip((train, test, fake), near, strict=True))
     others = [np.concatenate([x[inside], x[~inside][:15]])
               for x, inside in zip((test, fake), near[1:], strict=True)]
-    alone = metrics.CopyingScore(train, *others)
-    assert len(alone.used) == 1
+    alone = metrics.copying_score(train, *others)
     to_train = [scipy.spatial.distance.cdist(x[: inside.sum()], one).min(1)
                 for x, inside in zip(others, near[1:], strict=True)]
     m, n = map(len, to_train[::-1])
     u = scipy.stats.mannwhitneyu(*to_train[::-1]).statistic
     expected = (u - m * n / 2 + 0.5) / np.sqrt(m * n * (m + n + 1) / 12)
-    assert alone.score() == pytest.approx(expected, abs=1e-6)
+    assert alone() == pytest.approx(expected, abs=1e-6)
     train, test, fake, _ = next(memorisation_cases())
     far = fake + np.random.RandomState(0).standard_normal(fake.shape) / 2
     measure = metrics.copying_measure(*map(torch.from_numpy, (train, test, far)))
