@@ -250,16 +250,14 @@ def truncate_log(path, step):
 
 def plot_losses(folder):
     """losses.png from log.csv: each loss and its mean over 1/25 of the rows."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    from matplotlib.figure import Figure  # slow to import
 
     if not (folder / "log.csv").exists():
         return
     with open(folder / "log.csv", newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    figure, axes = plt.subplots(figsize=(8, 4), layout="constrained")
+    figure = Figure((8, 4), layout="constrained")
+    axes = figure.subplots()
     iterations = [int(row.get("iteration") or row["step"]) for row in rows]
     width = max(1, len(rows) // 25)
     for name in [name for name in rows[0] if name not in ("step", "iteration", SKIPPED)]:
@@ -277,8 +275,6 @@ def plot_losses(folder):
     axes.legend()
     with files.replacing(folder / "losses.png") as file:
         figure.savefig(file, format="png", dpi=100)
-    plt.close(figure)
-    gc.collect()  # a figure is a knot of cycles, a megabyte that may lie there for long
 
 
 def catch_signals():
@@ -493,6 +489,7 @@ class Run:
             path = self.folder / f"{kind}_{self.step:06d}.png"
             photos.save_grid(pixels, path, columns, caption)
             plot_losses(self.folder)
+            gc.collect()  # a figure is a knot of cycles, a megabyte that may lie there for long
 
     def save(self, sampler):
         """ckpt_<step>.pth; sampler: the generator to sample from, in evaluation mode."""
