@@ -51,6 +51,20 @@ def test_frechet_distance_of_fewer_points_than_dimensions():
     assert metrics.frechet_distance(y, x) == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.parametrize("repeated, slope", [(1, 0), (1, 3), (3, 0), (3, 3)])
+@pytest.mark.parametrize("n, m", [(60, 60), (60, 90), (90, 60)])
+def test_frechet_distance_by_eigenvalues_equals_that_by_singular_values(n, m, repeated, slope):
+    """Also where they can't be trusted: equal points, whose singular values are 0, and small ones
+    of features that hardly vary in most directions."""
+    fall = 10 ** -torch.linspace(0, slope, 256, dtype=torch.float64)
+    x, y = (gaussian(k // repeated, 256, seed=k + j).double().repeat(repeated, 1) * fall
+            for j, k in enumerate((n, m)))
+    a, b = ((z - z.mean(0)) / (len(z) - 1) ** 0.5 for z in (x, y))
+    root = np.linalg.svd((a @ b.T).numpy(), compute_uv=False).sum()
+    apart = (x.mean(0) - y.mean(0)).square().sum() + a.square().sum() + b.square().sum()
+    assert metrics.frechet_distance(x, y) == pytest.approx(apart.item() - 2 * root, rel=1e-9)
+
+
 @pytest.mark.parametrize(
     "n, d", [(2, 8), (50, 8), (2, 2048), (331, 2048), (2047, 2048), (2048, 2048), (5000, 2048)])
 def test_frechet_distance_is_real_for_every_size(n, d):
