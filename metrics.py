@@ -44,7 +44,8 @@ class GramPoints:
 
 
 def gram_points(*sets):
-    """Features (n, d) as GramPoints of one matrix; as they are if they are such, or too many."""
+    """Features (n, d) as GramPoints of one matrix. GramPoints stay as they are, and so do features
+    of more than GRAM_POINTS points."""
     sets = _checked(*sets)
     sizes = [len(x) for x in sets]
     if sum(sizes) > GRAM_POINTS or isinstance(sets[0], GramPoints):
@@ -114,11 +115,11 @@ def frechet_distance(x, y):
 def _nuclear_norm(matrix):
     """The sum of the singular values of a matrix (n, m), n <= m, whose columns each sum to 0.
 
-    As roots of the eigenvalues of M M', in two thirds of the time; by singular values where one is
-    below 1e-6 of the largest, as among equal points: its square would have lost too many digits.
+    The roots of the eigenvalues of M M' take two thirds of the time. Where one is below 1e-6 of the
+    largest, as with repeated points, squaring has lost its digits: then the singular values.
     """
     squares = matrix @ matrix.T
-    known = squares.trace() / len(matrix)  # in the place of the 0 that belongs to (1, ..., 1)
+    known = squares.trace() / len(matrix)  # replaces the eigenvalue 0 of (1, ..., 1)
     values = torch.linalg.eigvalsh(squares + known / len(matrix))
     if values[0] <= 1e-12 * values[-1]:
         return torch.linalg.svdvals(matrix).sum()
@@ -344,8 +345,8 @@ def authenticity(lists, pair, train_rows, fake_rows):
 
 
 def copying_score(train, validation, fake, cells=3, components=64, least=20, seed=0):
-    """C_T (Meehan et al. 2020) of features (n, d): a function of rows of the sets, or of all points
-    without any; None if cells are too small.
+    """C_T (Meehan et al. 2020) of features (n, d): a function of row numbers of the three sets,
+    without any of all points; None if cells are too small.
 
     In each of `cells` cells, made by k-means of the training points, the Mann-Whitney U of fake
     against validation points' Euclidean distances to the nearest training point there, as a z
@@ -578,10 +579,10 @@ def copying_measure(train, validation, fake):
     directions = [F.normalize(x.double(), dim=1) for x in (train, validation, fake)]
     score = copying_score(*directions) if len(fake) >= 20 else None
 
-    def of_halves(*rows):  # a z score grows with the root of n: halves are brought to n
+    def at_full_size(*rows):  # a z score grows with the root of n: halves are brought to n
         return {"ct": score(*rows) * (len(fake) / len(rows[0])) ** 0.5}
 
-    return Measure(of_halves, [torch.arange(len(fake))] * 3) if score else None
+    return Measure(at_full_size, [torch.arange(len(fake))] * 3) if score else None
 
 
 def piece_measure(train, validation, rows, cells):
