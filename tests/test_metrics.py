@@ -97,7 +97,7 @@ def test_features_that_are_none(x, y):
 
 
 def test_frechet_distance_infinity(monkeypatch):
-    """Nearer to the truth, by the intercept over sizes from half to all of the smaller set."""
+    """Nearer to the truth, and exact where the distance is linear in 1 / n, for odd n, too."""
     d, plain, extrapolated = 32, [], []
     truth = d * 0.1**2 + d * 0.2**2
     for seed in range(6):
@@ -112,9 +112,28 @@ def test_frechet_distance_infinity(monkeypatch):
         return 5 + 70 / len(x)
 
     monkeypatch.setattr(metrics, "frechet_distance", distance)
-    x, y = gaussian(30, 2), gaussian(40, 2)
-    assert metrics.frechet_distance_infinity(x, y, 4) == pytest.approx(5)
-    assert sizes == [(15, 15), (20, 20), (25, 25), (30, 30)]
+    for n, d, halves in ((30, 32, 15), (31, 2, 5)):
+        sizes.clear()
+        assert metrics.frechet_distance_infinity(gaussian(n, d), gaussian(40, d)) == (
+            pytest.approx(5))
+        assert sizes == [(15, 15)] * halves + [(n, n)]
+
+
+def test_frechet_distance_infinity_varies_less_than_a_line_fitted_to_15_sizes():
+    """As Chong & Forsyth fit it; over new draws, both near the same mean."""
+    def fitted(x, y):
+        rng, sizes = np.random.default_rng(0), np.linspace(50, 100, 15).astype(int)
+        distances = [metrics.frechet_distance(*(z[rng.permutation(100)[:size]] for z in (x, y)))
+                     for size in sizes]
+        return np.polyfit(1 / sizes, distances, 1)[1]
+
+    fall = torch.logspace(0, -1.5, 256)
+    draws = [metrics.gram_points(*(gaussian(100, 256, 0.03, 1 + i / 10, seed=2 * seed + i) * fall
+                                   for i in range(2))) for seed in range(40)]
+    ours, theirs = ([distance(*draw) for draw in draws]
+                    for distance in (metrics.frechet_distance_infinity, fitted))
+    assert abs(np.mean(ours) - np.mean(theirs)) < 0.1 * np.mean(ours)
+    assert np.std(ours) < 0.8 * np.std(theirs)
 
 
 def test_kernel_distance_equals_torch_fidelity():
