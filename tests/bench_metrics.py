@@ -91,7 +91,7 @@ def gaussian_pair(n, d=2048):
     return torch.randn(n, d, generator=generator), torch.randn(n, d, generator=generator) + 0.1
 
 
-def scaling():
+def scaling(args):
     """Seconds and peak memory of each metric over the number of 2048-d features a side.
 
     A distance block of 2048 x 2048 in float64 is 34 MB whatever n is; what grows with n are the
@@ -115,13 +115,13 @@ def scaling():
                   f"{(x.nbytes + y.nbytes) / 2**20:,.0f} MB |", flush=True)
 
 
-def lpips_memory(most, size):
+def lpips_memory(args, size=1024):
     """Peak memory of n x n LPIPS distances of drawn images that no one holds at once.
 
     Of VGG, whose points take 270 MB of disk an image, a tenth of the images.
     """
     for net, share in (("alex", 1), ("vgg", 10)):
-        n = max(2, most // share)
+        n = max(2, args.lpips_memory // share)
         module = features.lpips_network(net, "random")
         start, peak = time.perf_counter(), Peak(CPU)
         x, y = (features.lpips_features((drawn(1, size, seed + i) for i in range(n)), module,
@@ -133,7 +133,7 @@ def lpips_memory(most, size):
               f"peak {1024 * peak.read():,.0f} MB", flush=True)
 
 
-def memorisation(n=331, cells=196):
+def memorisation(args, n=331, cells=196):
     """AuthPct, C_T and pieces, of points, beside a few lines of scikit-learn, scipy and torch."""
     train, test, fake = torch.randn(3, n, 2048, generator=torch.Generator().manual_seed(0))
 
@@ -181,7 +181,7 @@ def memorisation(n=331, cells=196):
     print(f"pieces of {n} images, from neighbours on, with the interval: {seconds:.1f} s")
 
 
-def intervals(n=331, d=2048):
+def intervals(args, n=331, d=2048):
     """Seconds of all numbers of features with their intervals, of REAL and one column: each half's
     looked up in a matrix of inner products, and each anew from its features."""
 
@@ -219,9 +219,9 @@ def intervals(n=331, d=2048):
     print(f"those of neighbours: {time.perf_counter() - start:.1f} s", flush=True)
 
 
-def spectra(folder):
-    """The spectrum rows of a folder's validation photos at 256x256, plain, blurred, with grids."""
-    train, photo = (photos.load_images(folder, split, 256)[0] for split in ("train", "val"))
+def spectra(args):
+    """The spectrum rows of --data's validation photos at 256x256, plain, blurred, with grids."""
+    train, photo = (photos.load_images(args.data, split, 256)[0] for split in ("train", "val"))
     n, network = min(len(train), len(photo)), features.Spectrum()
     lines = torch.zeros(256, 256)
     lines[::8] = lines[:, ::8] = 1
@@ -238,7 +238,7 @@ def spectra(folder):
             _, high) in found["intervals"].items()) + " |", flush=True)
 
 
-def dinov2():
+def dinov2(args):
     """DINOv2's ViT-L/14 at its native 518x518 beside timm's, with timm's random weights."""
     import timm
 
@@ -326,23 +326,8 @@ def verdict(args, n=331, columns=4, pairs=30, images=96):
         print(f"| evaluate.py, {name} | {seconds:,.0f} | {theirs / seconds:.3g} |")
 
 
-def main(args):
-    warnings.simplefilter("ignore")
-    torch.set_num_threads(args.threads)
-    if args.scaling:
-        return scaling()
-    if args.memorisation:
-        return memorisation()
-    if args.intervals:
-        return intervals()
-    if args.spectra:
-        return spectra(args.data)
-    if args.dinov2:
-        return dinov2()
-    if args.verdict:
-        return verdict(args)
-    if args.lpips_memory:
-        return lpips_memory(args.lpips_memory, 1024)
+def compare(args):
+    """The table of every metric beside its reference."""
     if args.data.is_dir():
         x, y = (photos.load_images(args.data, split, args.size)[0] for split in ("train", "val"))
     else:
@@ -352,23 +337,31 @@ def main(args):
           f"{args.threads} threads, seeded random weights\n")
     print("| metric, against its reference | ours s | reference s | ratio | difference | peak |\n"
           "| --- | ---: | ---: | ---: | ---: | ---: |")
+    compare_inception(x[: args.images])
+    network = features.inception_network("random")
+    compare_numbers(features.features(x, network), features.features(y, network))
+    for net in ("alex", "squeeze", "vgg")[: args.lpips]:
+        compare_lpips(net, x, y)
 
+
+def compare_inception(images):
     network = features.inception_network("random")
     state = features._network("inception", features._fid_inception, "random").state_dict()
     pytorch_fid.inception.load_state_dict_from_url = lambda *_, **__: state
     reference = pytorch_fid.inception.InceptionV3([3]).eval()
-    some = x[: args.images]
-    row(f"Inception features of {len(some)}, pytorch-fid",
-        lambda: features.features(some, network),
-        lambda: torch.cat([reference(b / 255)[0] for b in some.split(32)])[:, :, 0, 0],
+    row(f"Inception features of {len(images)}, pytorch-fid",
+        lambda: features.features(images, network),
+        lambda: torch.cat([reference(b / 255)[0] for b in images.split(32)])[:, :, 0, 0],
         reference_repeats=3)
     resize = build_resizer("clean")
-    row(f"clean resize of {len(some)}, clean-fid (of 255)",
-        lambda: torch.cat([features._prepare_clean_fid(b.float()) for b in some.split(32)]) * 128,
-        lambda: np.stack([resize(i).transpose(2, 0, 1) for i in some.permute(0, 2, 3, 1).numpy()])
-        - 128, reference_repeats=3, relative=False)
+    row(f"clean resize of {len(images)}, clean-fid (of 255)",
+        lambda: torch.cat([features._prepare_clean_fid(b.float()) for b in images.split(32)]) * 128,
+        lambda: np.stack([resize(i).transpose(2, 0, 1)
+                          for i in images.permute(0, 2, 3, 1).numpy()]) - 128,
+        reference_repeats=3, relative=False)
 
-    a, b = features.features(x, network), features.features(y, network)
+
+def compare_numbers(a, b):
     row(f"Frechet distance {len(a)} x {len(b)}, pytorch-fid",
         lambda: metrics.frechet_distance(a, b), lambda: pytorch_fid_distance(a, b))
     for n in (331, 2048, 5000):
@@ -393,18 +386,23 @@ def main(args):
         lambda: model.fit(a.double().numpy()).kneighbors(b.double().numpy())[1],
         reference_repeats=3, relative=False)
 
-    for net in ("alex", "squeeze", "vgg")[: args.lpips]:
-        module = features.lpips_network(net, "random")
-        rows, columns = 3, 4
 
-        def pair_by_pair(module=module, rows=rows, columns=columns):
-            p, q = x[:rows] / 127.5 - 1, y[:columns] / 127.5 - 1
-            return torch.stack([torch.cat([module(i[None], j[None]).flatten() for j in q])
-                                for i in p])
+def compare_lpips(net, x, y, rows=3, columns=4):
+    module = features.lpips_network(net, "random")
 
-        row(f"LPIPS {net} {len(x)} x {len(y)}, pair by pair",
-            partial(features.pairwise_lpips, x, y, module), pair_by_pair, repeats=1,
-            scale=len(x) * len(y) / (rows * columns), relative=False)
+    def pair_by_pair():
+        p, q = x[:rows] / 127.5 - 1, y[:columns] / 127.5 - 1
+        return torch.stack([torch.cat([module(i[None], j[None]).flatten() for j in q]) for i in p])
+
+    row(f"LPIPS {net} {len(x)} x {len(y)}, pair by pair",
+        partial(features.pairwise_lpips, x, y, module), pair_by_pair, repeats=1,
+        scale=len(x) * len(y) / (rows * columns), relative=False)
+
+
+def main(args):
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(args.threads)
+    (lpips_memory if args.lpips_memory else args.what)(args)
 
 
 if __name__ == "__main__":
@@ -416,12 +414,14 @@ if __name__ == "__main__":
     parser.add_argument("--images", type=int, default=64, help="images to time Inception on")
     parser.add_argument("--lpips", type=int, default=1, choices=(1, 2, 3),
                         help="how many of alex, squeeze, vgg")
-    parser.add_argument("--memorisation", action="store_true", help="AuthPct, C_T and pieces")
-    parser.add_argument("--intervals", action="store_true", help="of 331 a set, both ways")
-    parser.add_argument("--spectra", action="store_true", help="of photos, blurred, with grids")
-    parser.add_argument("--dinov2", action="store_true", help="the full network beside timm's")
-    parser.add_argument("--verdict", action="store_true", help="beside the tools people use")
-    parser.add_argument("--scaling", action="store_true", help="memory over the number of points")
+    for what, text in ((memorisation, "AuthPct, C_T and pieces"),
+                       (intervals, "of 331 a set, both ways"),
+                       (spectra, "of photos, blurred, with grids"),
+                       (dinov2, "the full network beside timm's"),
+                       (verdict, "beside the tools people use"),
+                       (scaling, "memory over the number of points")):
+        parser.add_argument(f"--{what.__name__}", action="store_const", dest="what", const=what,
+                            default=compare, help=text)
     parser.add_argument("--lpips-memory", type=int, metavar="N", help="N x N at 1024x1024")
     parser.add_argument("--threads", type=int, default=2)
     main(parser.parse_args())

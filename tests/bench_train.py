@@ -4,7 +4,6 @@
     python tests/bench_train.py --size 1024 --steps 5 --compile
     python tests/bench_train.py --model dcgan                  # or vae, gan: the plain way and ours
     python tests/bench_train.py --epochs --model vae           # with the photos: epochs a minute
-    python tests/bench_train.py --curves 300 --features 8 --batch-size 4   # losses on the photos
 
 On a CPU OMP_NUM_THREADS=1 gives the steadiest numbers. Photos and VGG are random (its speed is that
 of the pretrained one); medians over --steps. TFLOP are counted in convolutions and matrix products.
@@ -91,9 +90,9 @@ class Peak:
 # The steps: [(what is new, precision, function)] ---------------------------------------------
 
 
-def networks_of(args, device, seed=0):
+def networks_of(args, device):
     z_dim = STUDY[args.model][1]
-    networks = tiny.networks(args.model, args.size, z_dim, args.features, seed)
+    networks = tiny.networks(args.model, args.size, z_dim, args.features)
     return {name: network.to(device) for name, network in networks.items()}
 
 
@@ -262,39 +261,6 @@ def epoch_table(args, device):
         print(f"| {name} | {t:.3g} | {60 / t:.3g} | {median['loader and plain step'] / t:.2f} |")
 
 
-def loss_curves(args, device, seeds=3, windows=4):
-    """Losses of FastGAN on the photos, the published way and ours, on the same random draws."""
-    images, _ = photos.load_images(args.data, "train", args.size)
-    rows = {"published way": [], "ours, float32": [], f"ours, {args.precision}": []}
-    for (name, found), seed in itertools.product(rows.items(), range(seeds)):
-        numerics = devices.Numerics(device, args.precision if name != "ours, float32" else "fp32")
-        networks = networks_of(args, device, seed)
-        adams = adams_of(networks, True)
-        average = [p.detach().clone() for p in networks["generator"].parameters()]
-        distance = train_fastgan.perceptual_distance("l1", numerics)
-        losses = []
-        for step in range(args.curves):
-            order = photos.data_order(len(images), step * args.batch_size, args.batch_size, seed)
-            real = photos.mirror(photos.take_batch(images, order, device))
-            if name == "published way":
-                losses.append(published.published_step(*networks.values(), *adams.values(), average,
-                                                       0.999, real, published.published_l1))
-            else:
-                losses.append(train_fastgan.train_step(networks, adams, numerics, average, 0.001,
-                                                       real, POLICY, distance))
-        means = torch.stack(losses).cpu().chunk(windows)
-        found.append(torch.stack([window.mean(0) for window in means]))
-    print(f"{args.curves} steps, means over each {args.curves // windows}; ± their deviation over "
-          f"{seeds} seeds\n| | " + " | ".join(rows) + " |\n| --- |" + " --- |" * len(rows))
-    for i, loss in enumerate(("hinge", "reconstruction", "G")):
-        cells = []
-        for values in rows.values():
-            values = torch.stack(values)[:, :, i]
-            cells.append(", ".join(f"{mean:.2f} ± {spread:.2f}" for mean, spread in
-                                   zip(values.mean(0), values.std(0), strict=True)))
-        print(f"| {loss} | " + " | ".join(cells) + " |")
-
-
 def main(args):
     torch.manual_seed(0)
     device = devices.choose_device(args.device)
@@ -305,11 +271,7 @@ def main(args):
             else cpu[0].split(": ")[1] if cpu else platform.processor())
     print(f"{name}, {torch.get_num_threads()} threads, torch {torch.__version__}; {args.model} at "
           f"{args.size}×{args.size}, batch {args.batch_size}")
-    for table, asked in ((epoch_table, args.epochs), (loss_curves, args.curves),
-                         (step_table, True)):
-        if asked:
-            table(args, device)
-            break
+    (epoch_table if args.epochs else step_table)(args, device)
 
 
 if __name__ == "__main__":
@@ -323,7 +285,6 @@ if __name__ == "__main__":
     parser.add_argument("--precision", default="auto")
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--epochs", action="store_true", help="with the photos of --data")
-    parser.add_argument("--curves", type=int, help="so many steps of FastGAN, L1")
     parser.add_argument("--data", default="data/bedroom")
     parser.add_argument("--limit", type=int, help="only so many photos")
     main(parser.parse_args())
