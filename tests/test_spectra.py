@@ -1,0 +1,88 @@
+"""Power spectra and their rows: against numpy, scipy and images made for them."""
+
+import numpy as np
+import pytest
+import scipy
+import torch
+
+import metrics
+from common import features
+
+
+def coloured(n, size, seed):
+    """uint8 images whose power falls with frequency as that of photos does."""
+    rng = np.random.default_rng(seed)
+    frequency = np.hypot(np.fft.fftfreq(size)[:, None], np.fft.rfftfreq(size))
+    frequency[0, 0] = 1
+    noise = np.fft.rfft2(rng.standard_normal((n, 3, size, size))) / frequency
+    noise = np.fft.irfft2(noise, (size, size)) * rng.uniform(0.5, 1.5, (n, 1, 1, 1))
+    return torch.from_numpy((128 + 40 * noise / noise.std()).clip(0, 255).round().astype(np.uint8))
+
+
+def test_spectra_equal_numpys_and_see_blur_and_grids():
+    """Blur of 1 pixel and a grid of 8 pixels, 4 grey levels high, stand out by many intervals."""
+    train, fake = coloured(40, 128, 0), coloured(40, 128, 1)
+    grid = fake.float()
+    grid[:, :, ::8] += 4
+    grid[..., ::8] += 4
+    grid = grid.clamp(max=255).byte()
+    blurred = torch.from_numpy(scipy.ndimage.gaussian_filter(
+        fake.float().numpy(), (0, 0, 1, 1), mode="mirror")).round().byte()
+    powers = [features.features(x, features.Spectrum()) for x in (train, fake, grid, blurred)]
+
+    def log_power(images):  # of the whole plane
+        grey = np.einsum("nchw,c->nhw", images.double(), [0.299, 0.587, 0.114])
+        window = scipy.signal.get_window("hann", 128)
+        window = np.outer(window, window)
+        spectra = np.fft.fft2((grey - grey.mean((1, 2), keepdims=True)) * window)
+        return np.log((np.abs(spectra) ** 2).mean(0) / (window**2).sum())
+
+    expected = log_power(fake) - log_power(train)
+    np.testing.assert_allclose(metrics.log_spectrum(powers[1]) - metrics.log_spectrum(powers[0]),
+                               expected[:, :65], atol=1e-3)
+    radius = 2 * np.hypot(np.fft.fftfreq(128)[:, None], np.fft.fftfreq(128))[:, :65]
+    around = scipy.ndimage.uniform_filter(expected, 17, mode="wrap")
+    peaks = (expected - around)[::16, :65:16].ravel()[1:]
+    plain, with_grid, soft = (metrics.numbers([metrics.spectrum_measure(powers[0], x)], 40)
+                              for x in powers[1:])
+    for row, low, high in (("low", 0, 1 / 8), ("middle", 1 / 8, 1 / 2), ("high", 1 / 2, 2)):
+        band = np.abs(expected[:, :65][(radius > low) & (radius <= high)])
+        assert plain[f"spectrum_{row}"] == pytest.approx(band.mean(), abs=1e-3)
+    assert plain["spectrum_grid"] == pytest.approx(peaks.mean(), abs=1e-3)
+
+    def beyond(result, row):  # in half intervals of its own
+        low, high = result["intervals"][row]
+        return (result[row] - plain[row]) / (high - low) * 2
+
+    assert beyond(with_grid, "spectrum_grid") > 5 and beyond(soft, "spectrum_high") > 5
+    assert abs(beyond(soft, "spectrum_grid")) < 1 and beyond(with_grid, "spectrum_high") < 1
+    low, high = plain["intervals"]["spectrum_grid"]
+    assert low < 0 < high
+
+
+def test_intervals_of_spectra_cover_their_means_over_draws():
+    draws = [[features.features(coloured(24, 32, 100 * seed + i), features.Spectrum())
+              for i in (1, 2)] for seed in range(40)]
+    found = [metrics.numbers([metrics.spectrum_measure(*sets)], 24) for sets in draws]
+    for row, width in (("spectrum_high", 0.3), ("spectrum_grid", 0.7)):
+        low, high = np.transpose([result["intervals"][row] for result in found])
+        mean = np.mean([result[row] for result in found])
+        assert np.mean((low <= mean) & (mean <= high)) >= 0.87
+        assert (high - low).mean() < width
+
+
+def test_spectra_of_flat_of_small_and_of_large_images():
+    tiny = torch.ones(9, 15, 8)
+    assert metrics.spectrum_measure(tiny, tiny) is None
+    assert metrics.numbers([None], 9) == {"n": 9, "intervals": {}}
+    flat = torch.full((3, 3, 16, 16), 7, dtype=torch.uint8)
+    powers = features.features(flat, features.Spectrum())
+    assert metrics.spectrum_measure(powers, powers).statistic(powers, powers)["spectrum_high"] == 0
+    assert (metrics.log_spectrum(powers) == np.log(metrics.ROUNDING, dtype=np.float32)).all()
+    noise = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (2, 3, 700, 700), np.uint8))
+    large = features.features(noise, features.Spectrum())
+    squares = [features.features(noise[:, :, i : i + 256, j : j + 256], features.Spectrum())
+               for i in range(0, 445, 111) for j in range(0, 445, 111)]
+    torch.testing.assert_close(large, torch.stack(squares).mean(0))
+    white = noise.float().var() * (0.299**2 + 0.587**2 + 0.114**2)
+    assert large[:, 8:120, 8:120].mean() == pytest.approx(white.item(), rel=0.03)
