@@ -135,23 +135,22 @@ def _gaussian(x):
     return mean, factor / (n - 1) ** 0.5
 
 
-def frechet_distance_infinity(x, y, halves=None, seed=0):
+def frechet_distance_infinity(x, y, seed=0):
     """Fréchet distance of features x (n, d), y (m, d) without the bias of small sets: FID∞.
 
     The bias is linear in 1 / n (Chong & Forsyth 2020, sec. 4), so the distance of all points and
-    the mean over random halves (15; 5 if n > d, where each takes seconds) give the intercept. They
-    fit a line to 15 sizes of subsets; its two ends alone determine it better: the standard error is
-    0.6 of that. For n below the number of directions that matter the bias falls more slowly, and
-    the result is still too large, if less so. Raises ValueError, for n or m < 8 too.
+    the mean over random halves (15; 5 if n > d, where each takes seconds) give the intercept. Chong
+    & Forsyth fit a line to 15 sizes of subsets; from its two ends alone the standard error is 0.6
+    of that. For n below the number of directions that matter the bias falls more slowly, and the
+    result is still too large, if less so. Raises ValueError, for n or m < 8 too.
     """
     x, y = _checked(x, y, least=8)
     rng, n = np.random.default_rng(seed), min(len(x), len(y))
-    halves = halves or (15 if n <= x.shape[1] else 5)
-    if n <= x.shape[1]:
-        x, y = gram_points(x, y)
+    wide = n <= x.shape[1]
+    x, y = gram_points(x, y) if wide else (x, y)
     small, whole = (np.mean([
         frechet_distance(*(z[rng.permutation(len(z))[:size]] for z in (x, y)))
-        for _ in range(repeats)]) for size, repeats in ((n // 2, halves), (n, 1)))
+        for _ in range(repeats)]) for size, repeats in ((n // 2, 15 if wide else 5), (n, 1)))
     return float(whole - (small - whole) * (n // 2) / (n - n // 2))
 
 

@@ -18,7 +18,7 @@ from common.run import Run, launch, load_photos, start
 from nets import FastGANDiscriminator, FastGANGenerator, quadrant
 
 DEMO = {"data": "data/demo", "size": 256, "features": 8, "batch_size": 6, "iters": 500,
-        "lr": 5e-4, "augment": "translation",  # by the study's, no rooms after 500 steps
+        "lr": 5e-4, "augment": "translation",  # the study's need more steps to show rooms
         "reconstruction": "l1", "ckpt_every": 250, "sample_every": 100, "log_every": 10}
 
 
