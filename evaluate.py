@@ -161,7 +161,7 @@ def photo_set(data, split, size, fit):
 
     def batches(rows):
         images, _ = photos.load_images(data, split, size, fit)
-        return (images[part] for part in rows.split(BATCH))
+        return photos.ahead(images[part] for part in rows.split(BATCH))
 
     return features.ImageSet(split, fingerprint, len(images), batches, Path(data) / ".cache")
 
@@ -250,7 +250,7 @@ class Comparison:
                 return photos.decoded([paths[row] for row in rows], self.size, self.fit)
 
         def batches(rows):
-            return (features.resized(batch, self.size) for batch in originals(rows))
+            return photos.ahead(features.resized(batch, self.size) for batch in originals(rows))
 
         key = files.sha256(json.dumps(key))
         return features.ImageSet(column.name, key, n, batches, self.out / ".cache"), labels
@@ -490,7 +490,7 @@ def generate(args, columns, device):
         generator = load_generator(column.checkpoint, device)
         batches = sampling.samples(generator, args.seed, torch.arange(args.generate), BATCH)
         images = (features.resized(batch, args.size or column.size)
-                  for batch in features.ahead(batches))
+                  for batch in photos.ahead(batches))
         with tqdm(total=args.generate, desc=column.name, unit="img", disable=None) as bar:
             photos.save_images(images, out / slug(column.name) if columns[1:] else out, bar.update)
     print(f"written to {out}/")

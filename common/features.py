@@ -4,8 +4,7 @@
     x, y = features(photos, network), features(samples, network)
 
 Images are uint8 tensors or arrays (n, 3, h, w), features float tensors (n, d). The global random
-state is neither read nor changed. torchvision and lpips take a second to import, so the functions
-that need them do it.
+state is neither read nor changed. torchvision and lpips are slow to import: only where needed.
 """
 
 import functools
@@ -14,7 +13,6 @@ import re
 import tempfile
 import warnings
 from collections import deque
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
@@ -60,11 +58,7 @@ def resnet50_network(weights="pretrained", device="cpu"):
     raise accuracy and blur the distances between embeddings (Kornblith et al. 2021).
     weights: as for inception_network. Raises WeightsError. Source: He et al. 2016.
     """
-    from torchvision.models import resnet50
-
-    net = _network("resnet50", resnet50, weights)
-    net.fc = nn.Identity()
-    return _Extractor(net, _prepare_imagenet).to(device)
+    return _resnet50(weights, "embedding").to(device)
 
 
 def pieces_network(weights="pretrained", device="cpu"):
@@ -75,24 +69,33 @@ def pieces_network(weights="pretrained", device="cpu"):
     and favour no image. The third stage sees more of a cell's surroundings, and pieces less well.
     weights: as for inception_network. Raises WeightsError.
     """
+    return _resnet50(weights, "cells").to(device)
+
+
+def _resnet50(weights, *outputs):
+    """Images -> embeddings, cells, or both of one pass, side by side: (n, 2048 + 196 * 128)."""
     from torchvision.models import resnet50
 
     net = _network("resnet50", resnet50, weights)
-    stages = [net.conv1, net.bn1, net.relu, net.maxpool, net.layer1, net.layer2, nn.AvgPool2d(2)]
-    directions = torch.randn(512, 128, generator=torch.Generator().manual_seed(0))
-    return _Extractor(nn.Sequential(*stages, _Cells(directions)), _prepare_imagenet).to(device)
+    stages = [net.conv1, net.bn1, net.relu, net.maxpool, net.layer1, net.layer2]
+    heads = {"embedding": nn.Sequential(net.layer3, net.layer4, net.avgpool, nn.Flatten()),
+             "cells": nn.Sequential(nn.AvgPool2d(2), _Cells())}
+    last = _SideBySide(map(heads.get, outputs)) if outputs[1:] else heads[outputs[0]]
+    return _Extractor(nn.Sequential(*stages, last), _prepare_imagenet)
 
 
 class _Cells(nn.Module):
-    """Maps (n, c, h, w) -> projected unit vectors (n, h * w, d)."""
-
-    def __init__(self, directions):
-        super().__init__()
-        self.register_buffer("directions", directions)
+    """Maps (n, 512, h, w) -> projected unit vectors (n, h * w, 128)."""
 
     def forward(self, maps):
+        directions = torch.randn(512, 128, generator=torch.Generator().manual_seed(0)).to(maps)
         cells = F.normalize(maps.flatten(2).transpose(1, 2), dim=2)
-        return F.normalize(cells @ self.directions, dim=2)
+        return F.normalize(cells @ directions, dim=2)
+
+
+class _SideBySide(nn.ModuleList):
+    def forward(self, maps):
+        return torch.cat([head(maps).flatten(1) for head in self], 1)
 
 
 def dinov2_network(weights="pretrained", device="cpu"):
@@ -164,9 +167,8 @@ class Spectrum(nn.Module):
         super().__init__()
         self.luminance = nn.Parameter(torch.tensor([0.299, 0.587, 0.114]), requires_grad=False)
 
-    def forward(self, images):  # of about 2^20 pixels at once: overlapping squares are many more
-        few = max(1, 2**20 // images[0, 0].numel())
-        return torch.cat([self.powers(part) for part in images.split(few)])
+    def forward(self, images):  # a few at once: overlapping squares are many more
+        return torch.cat([self.powers(part) for part in _small_batches([images])])
 
     def powers(self, images):
         images = torch.einsum("nchw,c->nhw", images.float(), self.luminance)
@@ -480,7 +482,8 @@ def pairwise_lpips(x, y, network):
 # Features of whole sets, kept on disk --------------------------------------------------------
 
 CELLS = 14  # along a side of an image, of pieces_network
-NOT_KEPT = ("lpips", "pieces")  # 1 GB and 40 MB for 400 images: their neighbours are kept instead
+BOTH = "resnet and pieces"  # the network that gives both in one pass
+NOT_KEPT = {"lpips", "pieces"}  # 1 GB and 40 MB for 400 images: their neighbours are kept instead
 VERSION = 1  # raised when cached values change their meaning: older ones are then computed anew
 
 
@@ -523,6 +526,7 @@ class FeatureNetworks:
                   "dinov2": (lambda: dinov2_network(weights, device), []),
                   "resnet": (lambda: resnet50_network(weights, device), []),
                   "pieces": (lambda: pieces_network(weights, device), []),
+                  BOTH: (lambda: _resnet50(weights, "embedding", "cells").to(device), []),
                   "spectrum": (lambda: Spectrum().to(device), []),
                   "lpips": (lambda: lpips_network(lpips, weights, device), [lpips, lpips_size])}
         self.keys = {name: [VERSION, weights, versions, *more]
@@ -534,16 +538,6 @@ class FeatureNetworks:
             return self._makers[name]()
         except WeightsError as error:
             cli.fail(error)
-
-
-def ahead(batches, depth=2):
-    """The same batches, made by a thread while those before them are in use."""
-    batches = iter(batches)
-    with ThreadPoolExecutor(1) as pool:
-        waiting = deque(pool.submit(next, batches, None) for _ in range(depth))
-        while (batch := waiting.popleft().result()) is not None:
-            waiting.append(pool.submit(next, batches, None))
-            yield batch
 
 
 class ImageSet:
@@ -563,13 +557,12 @@ class ImageSet:
         paths = {name: cache_path(self.cache, name, [networks.keys[name], self.key])
                  for name in sorted(set(names) - set(self.features))}
         found = {name: read_cache(path) for name, path in paths.items()}
-        missing = {name: networks[name] for name, value in found.items() if value is None}
         self.features |= found
+        missing = {name for name, value in found.items() if value is None}
         if missing:
-            self.features |= self.extract(missing, networks.lpips_size)
-        for name in missing:
-            if name not in NOT_KEPT:
-                write_cache(paths[name], self.features[name])
+            self.features |= self.extract(missing, networks)
+        for name in missing - NOT_KEPT:
+            write_cache(paths[name], self.features[name])
 
     def subset(self, rows):
         """The ImageSet of some rows, in ascending order; itself if they are all."""
@@ -578,23 +571,30 @@ class ImageSet:
         return ImageSet(self.name, f"{self.key} {files.sha256(str(rows.tolist()))}", len(rows),
                         lambda some: self.batches(rows[some]), self.cache)
 
-    def extract(self, networks, lpips_size):
-        """{name: features} by all of the networks in one pass over the images."""
-        parts = {name: [] for name in networks if name != "lpips"}
+    def extract(self, names, networks):
+        """{name: features} by the named networks in one pass over the images."""
+        if both := names >= {"resnet", "pieces"}:
+            names = names - {"resnet", "pieces"} | {BOTH}
+        used = {name: networks[name] for name in sorted(names)}
+        parts = {name: [] for name in used if name != "lpips"}
         bar = tqdm(total=self.n, desc=f"features of {self.name}", unit="img", disable=None,
                    leave=False)
 
         def passing():
-            for batch in ahead(self.batches(torch.arange(self.n))):
+            for batch in self.batches(torch.arange(self.n)):
                 for name, rows in parts.items():
-                    rows.append(features(batch, networks[name]))
+                    rows.append(features(batch, used[name]))
                 bar.update(len(batch))
-                yield resized(batch, lpips_size)
+                yield resized(batch, networks.lpips_size)
 
-        points = {}
+        found = {}
         with bar:
-            if "lpips" in networks:
-                points["lpips"] = lpips_features(passing(), networks["lpips"], self.n)
+            if "lpips" in used:
+                found["lpips"] = lpips_features(passing(), used["lpips"], self.n)
             else:
                 deque(passing(), maxlen=0)
-        return {name: torch.cat(rows) for name, rows in parts.items()} | points
+        found |= {name: torch.cat(rows) for name, rows in parts.items()}
+        if both:
+            embeddings, cells = found.pop(BOTH).tensor_split([2048], 1)
+            found |= {"resnet": embeddings.contiguous(), "pieces": cells.unflatten(1, (-1, 128))}
+        return found

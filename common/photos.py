@@ -8,6 +8,7 @@ import csv
 import functools
 import json
 import warnings
+from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -213,6 +214,16 @@ def take_batch(images, indices, device):
             images = images[indices].pin_memory().to(device, non_blocking=True)
             indices = slice(None)
     return images[indices].float() / 127.5 - 1
+
+
+def ahead(batches, depth=2):
+    """The same batches, made by a thread while those before them are in use."""
+    batches = iter(batches)
+    with ThreadPoolExecutor(1) as pool:
+        waiting = deque(pool.submit(next, batches, None) for _ in range(depth))
+        while (batch := waiting.popleft().result()) is not None:
+            waiting.append(pool.submit(next, batches, None))
+            yield batch
 
 
 def mirror(batch):

@@ -326,17 +326,26 @@ def test_a_cache_is_whole_and_of_its_name_or_none(tmp_path, capsys):
     assert "warning: " in capsys.readouterr().err
 
 
-def test_what_a_thread_makes_ahead():
-    assert list(features.ahead(range(1, 8))) == list(range(1, 8))
+def test_one_pass_gives_the_same_embeddings_and_pieces_as_two(tmp_path):
+    images = drawn(5, 96)
 
-    def breaks():
-        yield 1
-        raise SystemExit(2)
+    def found(*calls):
+        networks = features.FeatureNetworks("random", "cpu")
+        whole = features.ImageSet("set", "key", 5, lambda rows: images[rows].split(3),
+                                  tmp_path / str(len(calls)))
+        for names in calls:
+            whole.load(names, networks)
+        again = features.ImageSet("set", "key", 5, None, whole.cache)
+        again.load(["resnet"], networks)  # from the cache
+        assert torch.equal(again.features["resnet"], whole.features["resnet"])
+        return whole.features
 
-    made = features.ahead(breaks())
-    assert next(made) == 1
-    with pytest.raises(SystemExit):
-        next(made)
+    together, apart = found(["resnet", "pieces"]), found(["resnet"], ["pieces"])
+    assert together.keys() == apart.keys() and together["pieces"].shape == (5, 196, 128)
+    for name, value in together.items():
+        torch.testing.assert_close(value, apart[name], rtol=1e-6, atol=1e-6)
+    embeddings = next((tmp_path / "1").glob("resnet_*.pt"))
+    assert embeddings.stat().st_size < 2 * 5 * 2048 * 4  # without the pieces
 
 
 def test_a_subset_of_an_image_set(tmp_path):

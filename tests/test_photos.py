@@ -209,3 +209,16 @@ def test_grid_shows_images_row_by_row(tmp_path):
     photos.save_grid(images, tmp_path / "captioned.png", caption="what it shows")
     grid = np.asarray(Image.open(tmp_path / "captioned.png"))
     assert grid.shape == (8 + 14, 64, 3) and grid[8:].max() > 200
+
+
+def test_what_a_thread_makes_ahead():
+    assert list(photos.ahead(range(1, 8))) == list(range(1, 8))
+
+    def breaks():
+        yield 1
+        raise SystemExit(2)
+
+    made = photos.ahead(breaks())
+    assert next(made) == 1
+    with pytest.raises(SystemExit):
+        next(made)
