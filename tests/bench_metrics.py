@@ -37,7 +37,9 @@ import sklearn.metrics.pairwise
 import sklearn.neighbors
 import torch
 import torch.nn.functional as F
+import torch_fidelity
 from cleanfid.resize import build_resizer
+from pytorch_fid.fid_score import calculate_fid_given_paths
 from scipy.ndimage import gaussian_filter
 from scipy.spatial.distance import cdist
 from scipy.stats import mannwhitneyu
@@ -45,7 +47,7 @@ from torch_fidelity.metric_kid import kid_features_to_metric
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from bench_train import Peak
-from published import pytorch_fid_distance
+from published import older_scipy, pytorch_fid_distance
 
 import metrics
 from common import features, photos
@@ -282,17 +284,27 @@ def evaluation(folder, threads, program):
     return time.perf_counter() - start
 
 
-def verdict(args, n=331, columns=4, pairs=30, images=96):
-    """evaluate.py, from files to table, beside pytorch-fid, lpips, prdc and torch-fidelity.
+def verdict(args, n=331, columns=4, pairs=30):
+    """evaluate.py, from files to table, beside pytorch-fid, torch-fidelity, prdc and lpips.
 
-    The tools' times are of parts, scaled to all: Inception of some images, one matrix root, some
-    pairs. What torch-fidelity and prdc need features for, they get for nothing.
+    pytorch-fid and torch-fidelity are run on the files of two sets, as their commands do, and their
+    seconds multiplied by the pairs of sets that evaluate.py compares. prdc needs features, and gets
+    them for nothing. LPIPS is scaled from a few pairs to all.
     """
+    state = features._network("inception", features._fid_inception, "random").state_dict()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         sets = [folder / "data" / "train", folder / "data" / "val", *(folder / c for c in "abcd")]
         for seed, where in enumerate(sets):
             photos.save_images([drawn(n, 256, seed)], where)
+        two = str(sets[0]), str(sets[2])
+        torch.save(state, folder / "inception.pth")
+        pytorch_fid.inception.load_state_dict_from_url = lambda *_, **__: state
+        with older_scipy():
+            _, fid = timed(lambda: calculate_fid_given_paths(two, 50, "cpu", 2048), 1)
+        _, kid = timed(lambda: torch_fidelity.calculate_metrics(
+            input1=two[0], input2=two[1], kid=True, kid_subset_size=n, cuda=False, cache=False,
+            verbose=False, feature_extractor_weights_path=str(folder / "inception.pth")), 1)
         ours = {"cold": evaluation(folder, args.threads, None),
                 "warm": evaluation(folder, args.threads, None)}
         for cache in folder.rglob(".cache"):
@@ -300,22 +312,14 @@ def verdict(args, n=331, columns=4, pairs=30, images=96):
         ours["cold, without LPIPS"] = evaluation(folder, args.threads, WITHOUT_LPIPS)
         ours["warm, without LPIPS"] = evaluation(folder, args.threads, WITHOUT_LPIPS)
 
-    state = features._network("inception", features._fid_inception, "random").state_dict()
-    pytorch_fid.inception.load_state_dict_from_url = lambda *_, **__: state
-    reference = pytorch_fid.inception.InceptionV3([3]).eval()
-    some, module = drawn(images, 256, 0) / 255, features.lpips_network("alex", "random")
-    _, inception = timed(lambda: [reference(x) for x in some.split(50)], 1)
     x, y = (torch.randn(n, 2048, generator=torch.Generator().manual_seed(i)) for i in (0, 1))
-    _, root = timed(lambda: pytorch_fid_distance(x, y), 1)
-    kid = {"kid_subsets": 100, "kid_subset_size": n, "verbose": False}
-    _, polynomials = timed(lambda: kid_features_to_metric(x.double(), y.double(), **kid), 1)
     _, manifold = timed(lambda: prdc.compute_prdc(x.numpy(), y.numpy(), 5), 1)
-    a, b = some[:pairs] * 2 - 1, some[-pairs:] * 2 - 1
+    some, module = drawn(2 * pairs, 256, 0) / 127.5 - 1, features.lpips_network("alex", "random")
+    a, b = some.split(pairs)
     _, lpips = timed(lambda: [module(p[None], q[None]) for p, q in zip(a, b, strict=True)], 1)
     tools = {  # both sides of each column; LPIPS within and between all sets that AA compares
-        "pytorch-fid": 2 * columns * (2 * n * inception / images + root),
-        "torch-fidelity's KID": 2 * columns * polynomials, "prdc": columns * manifold,
-        "lpips": ((2.5 * columns + 2) * n**2) * lpips / pairs}
+        "pytorch-fid": 2 * columns * fid, "torch-fidelity's KID": 2 * columns * kid,
+        "prdc": columns * manifold, "lpips": ((2.5 * columns + 2) * n**2) * lpips / pairs}
     print(f"{columns} columns of {n} images at 256x256, {args.threads} threads, random weights\n\n"
           "| | s | the tools' time / ours |\n| --- | ---: | ---: |")
     for name, seconds in tools.items():

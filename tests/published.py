@@ -89,15 +89,20 @@ def plain_vae_step(vae, adam, real, kl_weight):
     return torch.stack([mse, kl, mse + kl_weight * kl]).detach()
 
 
-def pytorch_fid_distance(x, y):
-    """pytorch-fid's Fréchet distance of features (n, d); raises ImportError without it.
+def older_scipy():
+    """A context in which scipy's sqrtm takes pytorch-fid's argument, which scipy 1.18 dropped."""
+    from pytorch_fid import fid_score
 
-    It gives scipy's sqrtm an argument that scipy 1.18 no longer has.
-    """
+    sqrtm = fid_score.linalg.sqrtm
+    return mock.patch.object(fid_score.linalg, "sqrtm",
+                             lambda matrix, disp: (sqrtm(matrix), None))
+
+
+def pytorch_fid_distance(x, y):
+    """pytorch-fid's Fréchet distance of features (n, d); raises ImportError without it."""
     from pytorch_fid import fid_score
 
     x, y = x.double().numpy(), y.double().numpy()
     moments = [part for z in (x, y) for part in (z.mean(0), np.cov(z, rowvar=False))]
-    sqrtm = fid_score.linalg.sqrtm
-    with mock.patch.object(fid_score.linalg, "sqrtm", lambda matrix, disp: (sqrtm(matrix), None)):
+    with older_scipy():
         return fid_score.calculate_frechet_distance(*moments)
