@@ -136,12 +136,13 @@ def unsynchronized(network):
 
 
 def fast_precision(device):
-    """bf16 where matrix units compute it, fp16 on older GPUs, else fp32."""
+    """bf16 where the device has instructions for it, fp16 on older GPUs, else fp32."""
     if device.type == "cuda":
         major, _ = torch.cuda.get_device_capability(device)
         return "bf16" if major >= 8 else "fp16" if major >= 7 else "fp32"
-    amx = getattr(torch.cpu, "_is_amx_tile_supported", bool)  # no public name for it yet
-    return "bf16" if device.type == "cpu" and amx() else "fp32"
+    instructions = "_is_amx_tile_supported", "_is_avx512_bf16_supported"  # no public names yet
+    fast = device.type == "cpu" and any(getattr(torch.cpu, name, bool)() for name in instructions)
+    return "bf16" if fast else "fp32"
 
 
 class Numerics:

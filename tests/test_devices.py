@@ -129,6 +129,15 @@ class Recording(TorchDispatchMode):
                     old.copy_(new)
 
 
+@pytest.mark.parametrize(("has", "precision"), [
+    ("", "fp32"), ("_is_amx_tile_supported", "bf16"), ("_is_avx512_bf16_supported", "bf16")])
+def test_auto_is_bf16_on_a_cpu_with_instructions_for_it(monkeypatch, has, precision):
+    for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported"):
+        monkeypatch.setattr(torch.cpu, name, lambda name=name: name == has, raising=False)
+    assert devices.Numerics(torch.device("cpu"), "auto").precision == precision
+    assert devices.Numerics(torch.device("cpu"), "fp32").precision == "fp32"
+
+
 @pytest.mark.parametrize(("model", "precision"), [("gan", "fp32"), ("dcgan", "fp16"),
                                                   ("vae", "bf16"), ("fastgan", "auto")])
 def test_a_recorded_step_goes_on_as_the_step_itself(monkeypatch, model, precision):
