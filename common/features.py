@@ -4,7 +4,7 @@
     x, y = features(photos, network), features(samples, network)
 
 Images are uint8 tensors or arrays (n, 3, h, w), features float tensors (n, d). The global random
-state is neither read nor changed. torchvision and lpips are slow to import: only where needed.
+state is neither read nor changed. torchvision and lpips are imported where they are needed.
 """
 
 import functools
@@ -543,9 +543,8 @@ class FeatureNetworks:
 class ImageSet:
     """Images, and those of their features that were asked for so far.
 
-    key: a hash of what determines the images' pixels. batches(rows): yields uint8 tensors, the
-    images of these rows, in batches. cache: a folder. features: {name of a network: tensor (n, d),
-    for LPIPS LpipsFeatures}.
+    key: a hash of what determines the pixels. batches(rows): yields uint8 tensors, the images of
+    these rows. cache: a folder. features: {name of a network: tensor (n, d), or LpipsFeatures}.
     """
 
     def __init__(self, name, key, n, batches, cache):
@@ -585,12 +584,13 @@ class ImageSet:
                 for name, rows in parts.items():
                     rows.append(features(batch, used[name]))
                 bar.update(len(batch))
-                yield resized(batch, networks.lpips_size)
+                yield batch
 
         found = {}
         with bar:
             if "lpips" in used:
-                found["lpips"] = lpips_features(passing(), used["lpips"], self.n)
+                found["lpips"] = lpips_features((resized(batch, networks.lpips_size)
+                                                 for batch in passing()), used["lpips"], self.n)
             else:
                 deque(passing(), maxlen=0)
         found |= {name: torch.cat(rows) for name, rows in parts.items()}

@@ -95,7 +95,7 @@ def older_scipy():
 
     sqrtm = fid_score.linalg.sqrtm
     return mock.patch.object(fid_score.linalg, "sqrtm",
-                             lambda matrix, disp: (sqrtm(matrix), None))
+                             lambda x, disp=True: sqrtm(x) if disp else (sqrtm(x), None))
 
 
 def pytorch_fid_distance(x, y):
