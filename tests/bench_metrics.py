@@ -287,9 +287,9 @@ def evaluation(folder, threads, program):
 def verdict(args, n=331, columns=4, pairs=30):
     """evaluate.py, from files to table, beside pytorch-fid, torch-fidelity, prdc and lpips.
 
-    pytorch-fid and torch-fidelity are run on the files of two sets, as their commands do, and their
-    seconds multiplied by the pairs of sets that evaluate.py compares. prdc needs features, and gets
-    them for nothing. LPIPS is scaled from a few pairs to all.
+    pytorch-fid and torch-fidelity are run on the files of two sets, and their seconds multiplied by
+    the pairs of sets that evaluate.py compares. prdc needs features, and gets them for nothing.
+    LPIPS is scaled from a few pairs to all.
     """
     state = features._network("inception", features._fid_inception, "random").state_dict()
     with tempfile.TemporaryDirectory() as name:
