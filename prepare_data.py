@@ -39,16 +39,12 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps
 from tqdm import tqdm
 
-from common import cli, files
+from common import cli, files, twins
 from common.scenes import draw_scene
 
 MIT_URL = "http://groups.csail.mit.edu/vision/LabelMe/NewImages/indoorCVPR_09.tar"
 MIT_SIZE = 2_592_010_240  # bytes
 COLUMNS = ("split", "file", "source", "width", "height", "file_sha256", "pixel_sha256", "group")
-THUMBNAIL = 64  # pixels a side, to compare photos at; smaller ones are compared by equal pixels
-ROUGHLY = 0.6  # correlation of photos as they are: of a copy 0.8 or more
-HASH_DISTANCE = 28  # bits of 128: copies of a picture differ by 21 or less, rooms by 60 or so
-SAME_PICTURE = 0.98  # of the variance explained: of copies 0.996 or more, of rooms 0.75 or less
 
 
 # Sources of photos ---------------------------------------------------------------------------
@@ -207,11 +203,10 @@ def convert(data):
         buffer = io.BytesIO()
         Image.frombytes("RGB", image.size, pixels).save(buffer, "PNG", compress_level=3)
         data = buffer.getvalue()
-    thumbnail = image.convert("L").resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BILINEAR)
     return data, ".jpg" if keep and jpeg else ".png", {
         "width": width, "height": height, "file_sha256": files.sha256(data),
         "pixel_sha256": files.sha256(f"{width}x{height}:".encode() + pixels),
-        "thumbnail": np.asarray(thumbnail) if min(width, height) >= THUMBNAIL else None,
+        "thumbnail": twins.thumbnail(image) if min(width, height) >= twins.THUMBNAIL else None,
     }
 
 
@@ -250,106 +245,20 @@ def write_photos(photos, total, folder, min_size):
     return rows, skipped
 
 
-# Photos that are one picture -----------------------------------------------------------------
-
-
-def difference_hash(thumbnail):
-    """Which of two neighbours is brighter, of 9 x 8 and of 8 x 9 pixels: (128,) of -1 and 1."""
-    small = Image.fromarray(thumbnail)
-    signs = [np.diff(np.asarray(small.resize(shape, Image.Resampling.BILINEAR), int), axis=axis) > 0
-             for shape, axis in (((9, 8), 1), ((8, 9), 0))]
-    return np.float32(np.concatenate(signs, axis=None)) * 2 - 1
-
-
-def explained(a, b, steps=3, margin=4):
-    """The share of thumbnail b's variance that thumbnail a explains, moved and stretched to fit.
-
-    Both blurred. By Gauss-Newton steps from no move (Lucas & Kanade 1981), without the margins: a
-    crop by 3% moves a pixel at the border by 2.
-    """
-    from scipy import ndimage  # slow to import
-
-    inner = slice(margin, -margin)
-    target = b[inner, inner].ravel() - b[inner, inner].mean()
-    if target @ target < len(target):  # one shade within the margins: nothing to compare
-        return 0.0
-    center, best = (THUMBNAIL - 1) / 2, 0.0
-    along = (np.arange(THUMBNAIL) - center) / center
-    shift, scale = np.zeros(2), np.ones(2)
-    for step in range(steps + 1):
-        moved = ndimage.affine_transform(a, scale, center + shift - scale * center, order=1,
-                                         mode="nearest")
-        down, right = np.gradient(moved)
-        terms = [moved, np.ones_like(moved), down, right, down * along[:, None], right * along]
-        terms = np.stack([term[inner, inner].ravel() for term in terms], 1)
-        brightness = np.linalg.lstsq(terms[:, :2], target, rcond=None)[0]
-        left = target - terms[:, :2] @ brightness
-        best = max(best, 1 - left @ left / (target @ target))
-        if step < steps:
-            fit = np.linalg.lstsq(terms, target, rcond=None)[0]
-            contrast = fit[0] or 1.0
-            shift = np.clip(shift + fit[2:4] / contrast, -margin, margin)
-            scale = np.clip(scale + fit[4:] / contrast / center, 0.9, 1.1)
-    return best
-
-
-def similar_pairs(thumbnails, blurred):
-    """Yields (i, j, whether mirrored), i < j, of thumbnails that may show one picture.
-
-    Their hashes nearly agree, their blurred pixels (n, 64, 64) roughly. Flat ones are left out.
-    """
-    hashes, mirrored = (np.array([difference_hash(image[:, ::step]) for image in thumbnails])
-                        for step in (1, -1))
-    upright, turned = (image.reshape(len(thumbnails), -1) - image.mean((1, 2))[:, None]
-                       for image in (blurred, blurred[:, :, ::-1]))
-    scale = np.linalg.norm(upright, axis=1)[:, None]
-    upright, turned = (np.where(scale > THUMBNAIL, x / scale.clip(1), 0) for x in (upright, turned))
-    for start in range(0, len(hashes), 1024):
-        rows = slice(start, start + 1024)
-        for others, pixels, mirror in ((hashes, upright, False), (mirrored, turned, True)):
-            near = (hashes.shape[1] - hashes[rows] @ others.T) / 2 <= HASH_DISTANCE
-            near &= upright[rows] @ pixels.T > ROUGHLY
-            for i, j in np.argwhere(np.triu(near, start + 1)):
-                yield int(i) + start, int(j), mirror
-
-
-def pictures(thumbnails):
-    """The pairs (i, j) of thumbnails that show one picture."""
-    from scipy import ndimage
-
-    if not thumbnails:
-        return []
-    blurred = ndimage.gaussian_filter(np.float32(thumbnails), (0, 1, 1))
-    bar = tqdm(similar_pairs(thumbnails, blurred), "similar photos", unit="pair", disable=None,
-               leave=False)
-    return [(i, j) for i, j, mirror in bar if explained(
-        blurred[i], blurred[j][:, :: -1 if mirror else 1]) > SAME_PICTURE]
+# From files to a split -----------------------------------------------------------------------
 
 
 def group_pictures(rows):
-    """Adds to each row its "picture", which rows of one picture share: the least of their pixels'
-    hashes; and its "group", a number for those of two or more files, None for one alone."""
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import connected_components
+    """Adds to each row its "picture", a name that rows of one picture share, and its "group".
 
-    different = list({row["pixel_sha256"]: row for row in rows}.values())
-    large = [i for i, row in enumerate(different) if row["thumbnail"] is not None]
-    pairs = [(large[i], large[j]) for i, j in pictures([different[i]["thumbnail"] for i in large])]
-    ends = tuple(np.array(pairs, int).reshape(-1, 2).T)
-    links = coo_array((np.ones(len(pairs)), ends), shape=[len(different)] * 2)
-    pixels = defaultdict(list)
-    for label, row in zip(connected_components(links)[1], different, strict=True):
-        pixels[label].append(row["pixel_sha256"])
-    picture = {one: min(same) for same in pixels.values() for one in same}
-    for row in rows:
-        row["picture"] = picture[row["pixel_sha256"]]
-    sizes = Counter(row["picture"] for row in rows)
+    The group is a number for a picture of two or more files, None for a file alone.
+    """
+    pictures = twins.pictures([row["pixel_sha256"] for row in rows],
+                              [row["thumbnail"] for row in rows])
+    sizes = Counter(pictures)
     number = {name: i for i, name in enumerate(sorted(n for n in sizes if sizes[n] > 1), 1)}
-    for row in rows:
-        row["group"] = number.get(row["picture"])
-
-
-# From files to a split -----------------------------------------------------------------------
+    for row, picture in zip(rows, pictures, strict=True):
+        row.update(picture=picture, group=number.get(picture))
 
 
 def split(rows, val_fraction, seed):

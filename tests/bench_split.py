@@ -21,8 +21,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-import prepare_data
-from common import photos
+from common import photos, twins
 from common.scenes import draw_scene
 
 
@@ -56,11 +55,6 @@ KINDS = {
 }
 
 
-def thumbnail(image):
-    side = prepare_data.THUMBNAIL
-    return np.asarray(image.convert("L").resize((side, side), Image.Resampling.BILINEAR))
-
-
 def main(args):
     if args.demo:
         files = (io.BytesIO(draw_scene(0, i)) for i in range(args.demo))
@@ -69,9 +63,9 @@ def main(args):
     rng, originals, copies = np.random.default_rng(0), [], {kind: [] for kind in KINDS}
     for file in tqdm(files, total=args.demo or len(files), disable=None):
         image = Image.open(file).convert("RGB")
-        originals.append(thumbnail(image))
+        originals.append(twins.thumbnail(image))
         for kind, make in KINDS.items():
-            copies[kind].append(thumbnail(make(image, rng)))
+            copies[kind].append(twins.thumbnail(make(image, rng)))
 
     print(f"| {len(originals)} photos | found | bits apart, at most | explained, at least |\n"
           "| --- | ---: | ---: | ---: |")
@@ -79,21 +73,21 @@ def main(args):
     for kind, thumbnails in copies.items():
         found, bits, least = 0, 0, 1.0
         for original, copy in zip(originals, thumbnails, strict=True):
-            found += bool(prepare_data.pictures([original, copy]))
+            found += bool(twins.pairs([original, copy]))
             ways = [original, original[:, ::-1]]
-            apart = [(prepare_data.difference_hash(copy) != prepare_data.difference_hash(way)).sum()
+            apart = [(twins.difference_hash(copy) != twins.difference_hash(way)).sum()
                      for way in ways]
             bits = max(bits, min(apart))
             best = ways[int(np.argmin(apart))]
-            least = min(least, prepare_data.explained(smooth(np.float32(best)),
-                                                      smooth(np.float32(copy))))
+            least = min(least, twins.explained(smooth(np.float32(best)),
+                                               smooth(np.float32(copy))))
         print(f"| {kind} | {found / len(originals):.4f} | {bits} | {least:.4f} |")
     blurred = np.stack([smooth(np.float32(original)) for original in originals])
-    pairs = list(prepare_data.similar_pairs(originals, blurred))
-    most = max((prepare_data.explained(blurred[i], blurred[j][:, :: -1 if mirror else 1])
+    pairs = list(twins.similar_pairs(originals, blurred))
+    most = max((twins.explained(blurred[i], blurred[j][:, :: -1 if mirror else 1])
                 for i, j, mirror in pairs), default=0)
     print(f"\nof different photos: {len(pairs)} pairs with similar hashes, "
-          f"{len(prepare_data.pictures(originals))} grouped, at most {most:.4f} explained")
+          f"{len(twins.pairs(originals))} grouped, at most {most:.4f} explained")
 
 
 if __name__ == "__main__":

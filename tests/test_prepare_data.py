@@ -11,11 +11,9 @@ import struct
 import subprocess
 import sys
 import tarfile
-import threading
 import time
 import zlib
 from collections import Counter
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -260,143 +258,6 @@ def test_a_stopped_run_leaves_nothing_half_done(tmp_path, sign, code):
     assert (tmp_path / "data").exists() == (sign == signal.SIGKILL)
     prepare("--images", photos(tmp_path / "in"), "--out", out)
     assert {n.partition("/")[0] for n in snapshot(out)} == {"train", "val", "manifest.csv"}
-
-
-def test_archive_classes(tmp_path):
-    tar = archive(tmp_path / "indoor.tar")
-    with tarfile.open(tar, "a") as more:
-        add(more, "Images/kitchen/1.jpg", encode(picture(99)))
-    prepare("--archive", tar, cwd=tmp_path)
-    assert {row["source"] for row in manifest(tmp_path / "data" / "bedroom")} == {
-        f"Images/bedroom/bedroom_{i}.jpg" for i in range(4)}
-    prepare("--archive", tar, "--class", "all", cwd=tmp_path)
-    assert {row["file"].partition("/")[2] for row in manifest(tmp_path / "data" / "all")} == {
-        *(f"bedroom_{i}.jpg" for i in range(4)), *(f"kitchen_{i}.jpg" for i in range(3)),
-        "kitchen_1-2.jpg"}
-    refuse("--archive", tar, "--class", "kitchn", "--out", tmp_path / "c",
-           says="class 'kitchn'; it has: bedroom (4), kitchen (4)")
-    assert not (tmp_path / "c").exists()
-
-
-def test_hostile_members_are_named_and_never_followed(tmp_path):
-    (tmp_path / "secret.jpg").write_bytes(encode(picture(77)))
-    data, kitchen = encode(picture(1)), "Images/kitchen/kitchen_0.jpg"
-    hostile = {  # name: (data, kind, link)
-        "Images/bedroom/../../../escape.jpg": (data,),
-        "../bedroom/escape2.jpg": (data,),
-        f"{tmp_path}/bedroom/absolute.jpg": (data,),
-        "Images/bedroom/soft.jpg": (b"", tarfile.SYMTYPE, f"{tmp_path}/secret.jpg"),
-        "Images/bedroom/hard.jpg": (b"", tarfile.LNKTYPE, kitchen),
-        "Images/bedroom/null.jpg": (b"", tarfile.CHRTYPE),
-        "Images/bedroom/pipe.jpg": (b"", tarfile.FIFOTYPE),
-    }
-    with tarfile.open(archive(tmp_path / "a.tar"), "a") as tar:
-        for name, member in hostile.items():
-            add(tar, name, *member)
-        add(tar, "Images/bedroom/._mac.jpg", b"junk")
-        add(tar, "Images/bedroom/odd\n\x1bname\udcff.jpg", data)
-    before = set(tmp_path.rglob("*"))
-    result = prepare("--archive", tmp_path / "a.tar", "--out", tmp_path / "out")
-    for name, line in zip(hostile, result.stderr.splitlines(), strict=True):
-        assert f"warning: skipped {name}:" in line
-    assert sorted(r["source"].rpartition("/")[2] for r in manifest(tmp_path / "out")) == [
-        *(f"bedroom_{i}.jpg" for i in range(4)), "odd__name_.jpg"]
-    assert all(p.is_relative_to(tmp_path / "out") for p in set(tmp_path.rglob("*")) - before)
-
-
-def test_damaged_archive_is_refused_before_anything_is_written(tmp_path):
-    whole = archive(tmp_path / "a.tar").read_bytes()
-    with tarfile.open(tmp_path / "a.tar") as tar:
-        start = tar.getmembers()[3].offset
-    zipped = archive(tmp_path / "a.tar.gz", mode="w:gz").read_bytes()
-    for where, data in {
-        "in a photo": whole[: start + 700], "in a header": whole[: start + 100],
-        "between members": whole[:start], "in the first header": whole[:300],
-        "broken header": whole[: start + 3] + b"???" + whole[start + 6 :],
-        "gzip": zipped[: len(zipped) * 2 // 3],
-    }.items():
-        (tmp_path / where).write_bytes(data)
-        refuse("--archive", tmp_path / where, "--out", tmp_path / "new/out",
-               says="is not a whole tar archive")
-        assert not (tmp_path / "new").exists()
-
-
-@pytest.mark.skipif(not REAL_ARCHIVE.exists(), reason=f"needs {REAL_ARCHIVE}")
-def test_real_bedrooms(tmp_path):
-    args = "--archive", REAL_ARCHIVE, "--class", "bedroom", "--out", tmp_path / "bedroom"
-    prepare(*args)
-    sizes = Counter(row["split"] for row in manifest(tmp_path / "bedroom"))
-    assert sorted(sizes.values()) == [267, 268]
-    assert "nothing changed" in prepare(*args).stdout
-
-
-class Server(ThreadingHTTPServer):
-    """Serves a small archive; drops the first `drops` answers half-way; resumes if `ranges`."""
-
-    def __init__(self, folder, drops=0):
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.data, self.starts = archive(folder / "served.tar").read_bytes(), []
-        self.drops, self.ranges, self.says_length = drops, True, True
-        threading.Thread(target=self.serve_forever, daemon=True).start()
-        self.url = f"http://127.0.0.1:{self.server_port}/files/indoor.tar"
-
-
-class Handler(BaseHTTPRequestHandler):
-    def log_message(self, *args):
-        pass
-
-    def do_GET(self):
-        server, total = self.server, len(self.server.data)
-        start = int(self.headers["Range"][6:-1])
-        server.starts.append(start)
-        if start >= total or "indoor" not in self.path:
-            self.send_error(416 if start >= total else 404)
-            return
-        start = start if server.ranges else 0
-        body = server.data[start:]
-        self.send_response(206 if server.ranges else 200)
-        self.send_header("Content-Range", f"bytes {start}-{total - 1}/{total}")
-        if server.says_length:
-            self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body[: len(body) // 2] if server.drops > 0 else body)
-        server.drops -= 1
-
-
-def test_download_resumes_after_drops(tmp_path):
-    server, path = Server(tmp_path, drops=2), tmp_path / "data" / "indoor.tar"
-    prepare("--download", server.url, cwd=tmp_path)
-    half = len(server.data) // 2
-    assert server.starts == [0, half, half + (len(server.data) - half) // 2]
-    assert path.read_bytes() == server.data
-    assert len(manifest(tmp_path / "data" / "bedroom")) == 4
-    assert "nothing changed" in prepare("--download", server.url, cwd=tmp_path).stdout
-    assert len(server.starts) == 3, "a whole archive is not fetched again"
-    path.unlink()
-    server.drops, server.ranges = 100, False
-    refuse("--download", server.url, cwd=tmp_path, says="running again resumes")
-    assert path.with_name("indoor.tar.part").stat().st_size == half
-    server.drops, server.ranges = 0, True
-    prepare("--download", server.url, cwd=tmp_path)
-    assert server.starts[-1] == half and path.read_bytes() == server.data
-    path.unlink()
-    server.says_length = False
-    prepare("--download", server.url, cwd=tmp_path)
-    assert path.read_bytes() == server.data
-
-
-def test_download_errors_name_the_url(tmp_path):
-    server, data = Server(tmp_path), tmp_path / "data"
-    data.mkdir()
-    (data / "indoor.tar.part").write_bytes(server.data + b"more")
-    (data / "indoorCVPR_09.tar").write_bytes(b"short")
-    for url, says in ((server.url, "indoor.tar.part and run again"),
-                      (server.url.replace("indoor", "x"), "x.tar answers 404"),
-                      ("http://127.0.0.1:9/x.tar", "http://127.0.0.1:9/x.tar: "),
-                      ("file:///etc/passwd", "not an http(s) URL")):
-        refuse("--download", url, cwd=tmp_path, says=says)
-    refuse("--download", cwd=tmp_path, says="is not 2,592,010,240 bytes long")
-    assert {p.name for p in data.iterdir()} == {"indoor.tar.part", "indoorCVPR_09.tar"}
 
 
 RAW = "data/.mnist/MNIST/raw"
