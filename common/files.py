@@ -5,6 +5,7 @@ import fcntl
 import glob
 import hashlib
 import os
+import re
 import zipfile
 from pathlib import Path
 
@@ -16,6 +17,11 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".gif", ".bmp", ".tif", ".tiff", ".we
 def is_image(path):
     """Whether a file's name says that it is an image; hidden files are none."""
     return path.name.lower().endswith(IMAGE_SUFFIXES) and not path.name.startswith(".")
+
+
+def slug(name):
+    """Any text as part of a file name."""
+    return re.sub(r"[^\w.-]+", "-", name)
 
 
 @contextlib.contextmanager

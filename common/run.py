@@ -24,7 +24,7 @@ import torch
 from torch import distributed
 from tqdm import tqdm
 
-from common import checkpoints, cli, devices, files, photos, sampling
+from common import checkpoints, cli, devices, figures, files, photos, sampling
 
 SKIPPED = "skipped_updates"  # column of the log with fp16: their number since the run began
 
@@ -249,32 +249,13 @@ def truncate_log(path, step):
 
 
 def plot_losses(folder):
-    """losses.png from log.csv: each loss and its mean over 1/25 of the rows."""
-    from matplotlib.figure import Figure  # slow to import
-
+    """losses.png from log.csv, and from args.json where the run was resumed."""
     if not (folder / "log.csv").exists():
         return
     with open(folder / "log.csv", newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    figure = Figure((8, 4), layout="constrained")
-    axes = figure.subplots()
-    iterations = [int(row.get("iteration") or row["step"]) for row in rows]
-    width = max(1, len(rows) // 25)
-    for name in [name for name in rows[0] if name not in ("step", "iteration", SKIPPED)]:
-        losses = np.array([float(row[name] or "nan") for row in rows])
-        smooth = np.convolve(losses, np.full(width, 1 / width), "valid")
-        (line,) = axes.plot(iterations[width - 1 :], smooth, label=name, linewidth=1.5)
-        axes.plot(iterations, losses, color=line.get_color(), alpha=0.25, linewidth=0.7)
-    for resumed in read_record(folder).get("resumed", ()):
-        before = [i for i, row in zip(iterations, rows, strict=True)
-                  if int(row["step"]) <= resumed["step"]]
-        axes.axvline(before[-1] if before else 0, color="grey", linestyle=":", linewidth=1)
-    if all(float(row[name] or 1) > 0 for row in rows for name in row):
-        axes.set_yscale("log")  # a KL divergence is hundreds of times a squared error
-    axes.set(xlabel="iteration (dotted: resumed)", ylabel="loss", title=folder.name)
-    axes.legend()
-    with files.replacing(folder / "losses.png") as file:
-        figure.savefig(file, format="png", dpi=100)
+    resumed = [record["step"] for record in read_record(folder).get("resumed", ())]
+    figures.loss_curves(rows, resumed, folder.name, folder / "losses.png", hidden=(SKIPPED,))
 
 
 def catch_signals():

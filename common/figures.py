@@ -1,0 +1,246 @@
+"""The pictures: each function draws what it is given into one PNG, written whole or not at all."""
+
+from pathlib import Path
+
+import numpy as np
+
+from common import files
+
+
+def new_figure(width, height, rows=1, columns=1, **sharing):
+    """(a figure of so many inches, its axes (rows, columns)); it needs no display."""
+    from matplotlib.figure import Figure  # slow to import, and --interpolate does without
+
+    figure = Figure((width, height), layout="constrained")
+    return figure, figure.subplots(rows, columns, squeeze=False, **sharing)
+
+
+def save_figure(figure, title, path):
+    """A PNG; the title gets a line for each of its parts between semicolons."""
+    figure.suptitle(title.replace("; ", "\n"), fontsize=10)
+    with files.replacing(path) as file:
+        figure.savefig(file, format="png", dpi=100, pil_kwargs={"compress_level": 3})
+
+
+def loss_curves(rows, resumed, title, path, hidden=()):
+    """Each loss and its mean over 1/25 of the rows, by iteration.
+
+    rows: texts by column, as csv.DictReader reads them: "step", "iteration" (without it a step is
+    one), and the losses, empty where there is none. resumed: the steps after which dotted lines
+    are drawn. hidden: columns that are not drawn.
+    """
+    figure, ((axes,),) = new_figure(8, 4)
+    iterations = [int(row.get("iteration") or row["step"]) for row in rows]
+    width = max(1, len(rows) // 25)
+    for name in [name for name in rows[0] if name not in ("step", "iteration", *hidden)]:
+        losses = np.array([float(row[name] or "nan") for row in rows])
+        smooth = np.convolve(losses, np.full(width, 1 / width), "valid")
+        (line,) = axes.plot(iterations[width - 1 :], smooth, label=name, linewidth=1.5)
+        axes.plot(iterations, losses, color=line.get_color(), alpha=0.25, linewidth=0.7)
+    for step in resumed:
+        before = [i for i, row in zip(iterations, rows, strict=True) if int(row["step"]) <= step]
+        axes.axvline(before[-1] if before else 0, color="grey", linestyle=":", linewidth=1)
+    if all(float(row[name] or 1) > 0 for row in rows for name in row):
+        axes.set_yscale("log")  # a KL divergence is hundreds of times a squared error
+    axes.set(xlabel="iteration (dotted: resumed)", ylabel="loss")
+    axes.legend()
+    save_figure(figure, title, path)
+
+
+# Of evaluate.py ------------------------------------------------------------------------------
+
+
+def table(rows, caption, path):
+    """A table as a picture. rows: lists of (text, whether it is bold), the header first."""
+    texts = [[text for text, _ in row] for row in rows]
+    figure, ((axes,),) = new_figure(2.2 + 1.7 * (len(rows[0]) - 1), 0.6 + 0.28 * len(rows))
+    axes.axis("off")
+    drawn = axes.table(texts[1:], colLabels=texts[0], bbox=[0, 0, 1, 1], cellLoc="center",
+                       colWidths=[2.2] + [1.7] * (len(rows[0]) - 1))
+    drawn.auto_set_font_size(False)
+    drawn.set_fontsize(9)
+    for (i, j), box in drawn.get_celld().items():
+        box.set_edgecolor("0.8")
+        if i == 0 or rows[i][j][1]:
+            box.set_text_props(weight="bold")
+    save_figure(figure, caption, path)
+
+
+def images(rows, title, path, cells=1):
+    """Rows of labelled images: a sample, then its nearest photos, or photos that its pieces are of.
+
+    rows: lists of (label, uint8 image (3, h, w)) or of (label, image, {number of a colour: cells to
+    outline in it}), of cells × cells, counted row by row.
+    """
+    from matplotlib.collections import LineCollection
+
+    columns = max(map(len, rows))  # all in one axes: each of their own would take seconds to draw
+    figure, ((axes,),) = new_figure(max(2.4 * columns, 8), 2.6 * len(rows) + 0.6)  # for the title
+    for i, row in enumerate(rows):
+        for j, (label, image, *outlined) in enumerate(row):
+            left, bottom = 1.05 * j, -1.14 * i
+            axes.imshow(np.asarray(image).transpose(1, 2, 0),
+                        extent=(left, left + 1, bottom, bottom + 1))
+            axes.text(left + 0.5, bottom + 1.03, label, fontsize=9, ha="center")
+            for color, places in (outlined[0] if outlined else {}).items():
+                lines = outlines({divmod(int(place), cells) for place in places})
+                lines = np.reshape(lines, (-1, 2, 2)) / cells
+                lines = np.stack([left + lines[..., 0], bottom + 1 - lines[..., 1]], 2)
+                axes.add_collection(LineCollection(lines, colors=f"C{color + 1}", linewidths=2))
+    axes.set(xlim=(0, 1.05 * columns - 0.05), ylim=(1.14 - 1.14 * len(rows), 1.1))
+    axes.axis("off")
+    save_figure(figure, title, path)
+
+
+def column(measured, photo, photo_points, shares, caption, out):
+    """The figures of a column of the table: nearest photos, pieces, recovered photos, components.
+
+    measured: of evaluate.py. photo(j): (name, image) of a training photo. photo_points: {"train":
+    the photos' embeddings in two principal components, "test": ...}. shares: of the variance, that
+    these explain.
+    """
+    result, name = measured.result, measured.result["name"]
+
+    def path(kind):
+        return out / f"{kind}_{files.slug(name)}.png"
+
+    for distance, (near, shown) in measured.near.items():
+        suspects = {suspect["sample"] for suspect in result["suspects"][distance]}
+        neighbours({i: measured.images[i] for i in shown}, near, suspects, photo,
+                   f"{name}: nearest training photos by {distance}\n{caption}",
+                   path(f"neighbours_{distance}"))
+    pieces(measured.images, measured.pieces, measured.cells, photo,
+           f"{name}: pieces that are nearer to a training photo than to any validation photo\n"
+           f"{caption}", path("pieces"))
+    if measured.recovered:
+        images(measured.recovered, f"{name}: photos, and the nearest images that it can make\n"
+               f"{caption}", path("recovered"))
+    panels = {f"{side} + synthetic, AA {result[f'aa_{side}']:.2f}":
+              {side: points, **measured.points} for side, points in photo_points.items()}
+    components(shares, panels, f"{name}: embeddings\n{caption}", path("pca"))
+
+
+def neighbours(samples, near, suspects, photo, title, path):
+    """Samples, each beside its four nearest training photos.
+
+    samples: {number: (label, image)}. near: metrics.Neighbors of all samples. suspects: the numbers
+    of suspected copies. photo: (name, image) of a training photo by its number.
+    """
+    rows = []
+    for i, (label, image) in samples.items():
+        rows.append([(label[-20:] + (": suspect" if i in suspects else ""), image)])
+        for distance, j in zip(near.distances[i], near.indices[i], strict=True):
+            name, found = photo(j)
+            rows[-1].append((f"{name[-20:]}: {distance:.3f}", found))
+    images(rows, title, path)
+
+
+def pieces(samples, sources, side, photo, title, path):
+    """Samples, each beside the photos that most of its pieces come from, these outlined in both.
+
+    sources: {sample: [(photo, cells of the sample, cells of the photo)]}, of side × side cells.
+    """
+    rows = []
+    for i, found in sources.items():
+        label, image = samples[i]
+        own = {color: cells for color, (_, cells, _) in enumerate(found)}
+        count = sum(map(len, own.values()))
+        rows.append([(f"{label[-20:]}: {count} pieces", image, own)])
+        for color, (j, cells, places) in enumerate(found):
+            name, source = photo(j)
+            rows[-1].append((f"{name[-20:]}: {len(cells)}", source, {color: places}))
+    images(rows, title, path, side)
+
+
+def outlines(places):
+    """The borders of the regions that cells {(row, column)} form: [((x, y), (x, y)), ...]."""
+    sides = {(-1, 0): ((0, 0), (1, 0)), (1, 0): ((0, 1), (1, 1)),
+             (0, -1): ((0, 0), (0, 1)), (0, 1): ((1, 0), (1, 1))}
+    return [tuple((column + x, row + y) for x, y in side)
+            for row, column in sorted(places) for (down, right), side in sides.items()
+            if (row + down, column + right) not in places]
+
+
+def components(explained, panels, title, path):
+    """Panels of two sets each on the axes of the training photos' principal components.
+
+    explained: the share of variance of each of the two. panels: {subtitle: {label: coordinates
+    (n, 2)}}.
+    """
+    figure, axes = new_figure(6 * len(panels), 5, 1, len(panels), sharex=True, sharey=True)
+    explained = " + ".join(f"{100 * share:.1f}%" for share in explained)
+    for axis, (subtitle, sets) in zip(axes[0], panels.items(), strict=True):
+        for (label, points), marker in zip(sets.items(), "ox", strict=True):
+            axis.scatter(*points.T, s=16, marker=marker, label=label, alpha=0.7)
+        axis.set(title=f"{subtitle}, variance {explained}", xlabel="component 1",
+                 ylabel="component 2")
+        axis.legend()
+    save_figure(figure, title, path)
+
+
+def spectra(powers, title, path):
+    """Power over frequency, and the log ratio of each spectrum to the first in two dimensions.
+
+    powers: {name: natural logarithm (h, h // 2 + 1) of power}, the training photos first. Nothing
+    for h < 16.
+    """
+    (first, reference), *others = powers.items()
+    if len(reference) < 16:
+        return
+    wide = min(4, len(powers))
+    figure, axes = new_figure(4.5 * wide, 4 * -(-len(powers) // wide) + 0.4,
+                              -(-len(powers) // wide), wide)
+    curves, *maps = axes.flat
+    h = len(reference)
+    frequencies = 2 * np.hypot(np.fft.fftfreq(h)[:, None], np.fft.rfftfreq(h))
+    many = max(4, h // 4)
+    rings = (frequencies * many).round().astype(int).ravel()
+    sizes = np.bincount(rings)
+    for name, power in powers.items():
+        means = np.bincount(rings, np.ravel(power)) / sizes
+        curves.semilogy(np.arange(1, many + 1) / many, np.exp(means[1 : many + 1]), label=name,
+                        color="0.3" if name == first else None)
+    curves.set(xlabel="frequency / Nyquist's", ylabel="power (squared grey levels)", xlim=(0, 1))
+    curves.legend(fontsize=8)
+    for axis in maps[len(others):]:
+        axis.axis("off")
+    for axis, (name, power) in zip(maps, others, strict=False):
+        ratio = np.asarray(power - reference)
+        mirrored = np.roll(ratio[::-1], 1, axis=0)[:, :0:-1]
+        shown = axis.imshow(np.fft.fftshift(np.concatenate([mirrored, ratio], 1), axes=0),
+                            cmap="RdBu_r", vmin=-2, vmax=2, extent=(-1, 1, -1, 1))
+        axis.set_title(f"{name}: ln of power / that of {first}", fontsize=9)
+        figure.colorbar(shown, ax=axis, shrink=0.8)
+    save_figure(figure, title, path)
+
+
+def curves(panels, results, title, path):
+    """Numbers over steps, of runs with two or more of them; else nothing.
+
+    panels: [(label, {what a line is called: the number's name}, a level to compare with)].
+    results: as in report.py.
+    """
+    runs = {}
+    for result in results:
+        if "step" in result:
+            folder = Path(result["path"]).parent.resolve()
+            runs.setdefault((folder, result["model"]), []).append(result)
+    runs = {run: sorted(found, key=lambda result: result["step"]) for run, found in runs.items()
+            if len({result["step"] for result in found}) > 1}
+    if not runs:
+        return
+    figure, (axes,) = new_figure(12, 4.5, 1, 2)
+    for axis, (label, lines, level) in zip(axes, panels, strict=True):
+        for number, ((folder, model), found) in enumerate(runs.items()):
+            steps = [result["step"] for result in found]
+            for (name, row), style in zip(lines.items(), ("-", "--"), strict=True):
+                axis.plot(steps, [result[row] for result in found], style, marker="o",
+                          color=f"C{number}", label=f"{folder.name} ({model}), {name}")
+                if all(row in result["intervals"] for result in found):
+                    ends = zip(*(result["intervals"][row] for result in found), strict=True)
+                    axis.fill_between(steps, *ends, alpha=0.12, color=f"C{number}", linewidth=0)
+        axis.axhline(level, color="0.4", linewidth=1, linestyle=":", label="REAL")
+        axis.set(xlabel="step (FastGAN: iterations, others: epochs)", ylabel=label)
+        axis.legend(fontsize=8)
+    axes[1].set_ylim(-0.03, 1.03)
+    save_figure(figure, f"{title}\nbands: 95% intervals", path)
