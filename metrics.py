@@ -1,15 +1,18 @@
-"""Numbers that compare two sets of images by their features, and the numbers' intervals.
+"""Numbers that compare sets of images by their features, and the numbers' intervals.
 
-    frechet_distance(x, y), interval(frechet_distance, x, y)
+    frechet_distance(photos, samples)
+    adversarial_accuracy(photos, samples)
+    privacy_loss(train, validation, samples)
+    interval(frechet_distance, photos, samples)
 
-Features x, y are float tensors or arrays (n, d), or GramPoints. A distance is a function of two
-blocks of points that returns their (n, m) distances; points are anything with a length that slices
-and indexes. Everything is computed block by block, so memory stays bounded. Every random draw has a
-seed of its own: the global random state is neither read nor changed.
+Features are float tensors or arrays (n, d). Each function also takes views: rows of a matrix of
+inner products (product_views) or of distances (distance_views), so that a subset's are looked up.
+Functions about neighbours take any points with a length and indexing, and a distance: a function of
+two blocks of points that returns their (n, m) distances. Distances between all pairs are computed
+block by block, in bounded memory. The global random state is neither read nor changed.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -18,49 +21,97 @@ from torch import Tensor
 from torch.nn import functional as F
 
 BLOCK = 2048  # rows and columns of a distance matrix held at once
-GRAM_POINTS = 12_000  # of all sets together: their inner products take 1.2 GB
+VIEWED = 12_000  # points at most whose inner products are kept: 1.2 GB
 
 
-@dataclass(frozen=True)
-class GramPoints:
-    """Features (n, d) as row numbers of a matrix that holds all their inner products, in float64.
+# Views ---------------------------------------------------------------------------------------
 
-    Has a length and is indexed like a tensor. A subset's entry costs a look-up, not d products.
+
+@dataclass(frozen=True, eq=False)
+class View:
+    """Points given by their row numbers in a precomputed matrix (m, m, ...), say of distances.
+
+    Has a length and is indexed like a tensor.
     """
 
-    products: Tensor
+    matrix: Tensor
     rows: Tensor
-    width: int
-
-    @property
-    def shape(self):
-        return len(self.rows), self.width
 
     def __len__(self):
         return len(self.rows)
 
     def __getitem__(self, index):
-        return GramPoints(self.products, self.rows[index], self.width)
+        return replace(self, rows=self.rows[index])
+
+    def entries(self, other):
+        """The matrix's entries (n, m, ...) of these points and those of another view of it."""
+        if self.matrix is not other.matrix:
+            raise ValueError("views of several matrices")
+        places = self.rows[:, None] * self.matrix.shape[1] + other.rows
+        return torch.from_numpy(  # twice as fast as torch's own
+            self.matrix.flatten(0, 1).numpy().take(places.numpy(), 0))
 
 
-def gram_points(*sets):
-    """Features (n, d) as GramPoints of one matrix. GramPoints stay as they are, and so do features
-    of more than GRAM_POINTS points."""
+class Distances(View):
+    """A view of distances."""
+
+    between = View.entries
+
+
+@dataclass(frozen=True, eq=False)
+class Products(View):
+    """A view of inner products, in float64, of features (m, d)."""
+
+    features: Tensor
+
+    @property
+    def shape(self):
+        return len(self), self.features.shape[1]
+
+
+def product_views(*sets):
+    """Features (n, d), each set as Products of one matrix. Views stay as they are, and so do sets
+    of more than VIEWED points together."""
     sets = _checked(*sets)
     sizes = [len(x) for x in sets]
-    if sum(sizes) > GRAM_POINTS or isinstance(sets[0], GramPoints):
+    if sum(sizes) > VIEWED or isinstance(sets[0], View):
         return sets
-    points = torch.cat(sets)
-    products, rows = inner(points, points), torch.arange(len(points)).split(sizes)
-    return [GramPoints(products, own, points.shape[1]) for own in rows]
+    features = torch.cat(sets)
+    products, rows = inner(features, features), torch.arange(len(features)).split(sizes)
+    return [Products(products, own, features) for own in rows]
+
+
+def distance_views(*sets, distance=None, known=None):
+    """Sets of points, each as a view of one matrix of their Distances; else as product_views.
+
+    distance: as in nearest_neighbors. known: the matrix of the first sets', not computed again.
+    """
+    sizes, there = [len(x) for x in sets], 0 if known is None else len(known)
+    if sum(sizes) > VIEWED or isinstance(sets[0], Distances):
+        return list(sets)
+    matrix = torch.empty(sum(sizes), sum(sizes))
+    matrix[:there, :there] = known if there else 0
+    rows = torch.arange(len(matrix)).split(sizes)
+    pairs = [(a, b) for a in range(len(sets)) for b in range(a + 1) if rows[a][0] >= there]
+    for a, b in pairs:
+        for i, j, block in _blocks(sets[a], sets[b], distance or _own_distance):
+            mine, others = rows[a][i : i + BLOCK], rows[b][j : j + BLOCK]
+            matrix[mine[:, None], others] = torch.as_tensor(block).float()
+            matrix[others[:, None], mine] = torch.as_tensor(block).float().T
+    return [Distances(matrix, own) for own in rows]
 
 
 def inner(x, y):
     """Inner products (n, m) of the rows of x and y, in float64."""
-    if isinstance(x, GramPoints):
-        places = x.rows[:, None] * len(x.products) + y.rows
-        return torch.from_numpy(x.products.numpy().take(places.numpy()))  # twice as fast as torch's
+    if isinstance(x, View):
+        return x.entries(y)
     return torch.as_tensor(x).double() @ torch.as_tensor(y).double().T
+
+
+def _squared_lengths(x):
+    if isinstance(x, View):
+        return x.matrix.diagonal()[x.rows]
+    return torch.as_tensor(x).double().square().sum(1)
 
 
 def _blocks(x, y, function):
@@ -72,19 +123,21 @@ def _blocks(x, y, function):
 
 def _checked(*sets, least=1):
     """The sets as tensors; ValueError unless (n, d) with one d, n >= least, and finite."""
-    sets = [x if isinstance(x, GramPoints) else torch.as_tensor(x).cpu() for x in sets]
-    if len({id(getattr(x, "products", None)) for x in sets}) > 1:
-        raise ValueError("features and GramPoints, or GramPoints of several matrices")
+    sets = [x if isinstance(x, View) else torch.as_tensor(x).cpu() for x in sets]
+    if len({id(getattr(x, "matrix", None)) for x in sets}) > 1:
+        raise ValueError("features and views, or views of several matrices")
     for x in sets:
+        if isinstance(x, Distances):
+            raise ValueError("views of distances hold no features")
         if len(x.shape) != 2 or x.shape[1] != sets[0].shape[1] or len(x) < least:
             raise ValueError(f"features must be (n, d) with one d and n >= {least}, not "
                              f"{[tuple(x.shape) for x in sets]}")
-        if not (isinstance(x, GramPoints) or all(b.isfinite().all() for b in x.split(BLOCK))):
+        if not (isinstance(x, View) or all(b.isfinite().all() for b in x.split(BLOCK))):
             raise ValueError("features are not finite")
     return sets
 
 
-# Distances between distributions -------------------------------------------------------------
+# Distributions -------------------------------------------------------------------------------
 
 
 def frechet_distance(x, y):
@@ -97,8 +150,7 @@ def frechet_distance(x, y):
     """
     x, y = _checked(x, y, least=2)
     if max(len(x), len(y)) <= x.shape[1]:
-        x, y = gram_points(x, y)
-    if isinstance(x, GramPoints):
+        x, y = product_views(x, y)
         xx, xy, yy = inner(x, x), inner(x, y), inner(y, y)
         means = xx.mean() + yy.mean() - 2 * xy.mean()
         traces = sum((own.trace() - own.sum() / len(own)) / (len(own) - 1) for own in (xx, yy))
@@ -106,7 +158,8 @@ def frechet_distance(x, y):
         root = _nuclear_norm(cross if len(x) < len(y) else cross.T)
         root /= ((len(x) - 1) * (len(y) - 1)) ** 0.5
     else:
-        (mean_x, a), (mean_y, b) = _gaussian(x), _gaussian(y)
+        (mean_x, a), (mean_y, b) = (_gaussian(z.features[z.rows] if isinstance(z, View) else z)
+                                    for z in (x, y))
         means, traces = (mean_x - mean_y).square().sum(), a.square().sum() + b.square().sum()
         root = torch.linalg.svdvals(a @ b.T).sum()
     return max((means + traces - 2 * root).item(), 0.0)
@@ -139,15 +192,14 @@ def frechet_distance_infinity(x, y, seed=0):
     """Fréchet distance of features x (n, d), y (m, d) without the bias of small sets: FID∞.
 
     The bias is linear in 1 / n (Chong & Forsyth 2020, sec. 4), so the distance of all points and
-    the mean over random halves (15; 5 if n > d, where each takes seconds) give the intercept. Chong
-    & Forsyth fit a line to 15 sizes of subsets; from its two ends alone the standard error is 0.6
-    of that. For n below the number of directions that matter the bias falls more slowly, and the
-    result is still too large, if less so. Raises ValueError, for n or m < 8 too.
+    the mean over random halves (15; 5 if n > d, where each takes seconds) give the intercept, with
+    0.6 of the standard error of their line through 15 sizes. With n below the number of directions
+    that matter the result is still too large, if less so. Raises ValueError, for n or m < 8 too.
     """
     x, y = _checked(x, y, least=8)
     rng, n = np.random.default_rng(seed), min(len(x), len(y))
     wide = n <= x.shape[1]
-    x, y = gram_points(x, y) if wide else (x, y)
+    x, y = product_views(x, y) if wide else (x, y)
     small, whole = (np.mean([
         frechet_distance(*(z[rng.permutation(len(z))[:size]] for z in (x, y)))
         for _ in range(repeats)]) for size, repeats in ((n // 2, 15 if wide else 5), (n, 1)))
@@ -180,19 +232,19 @@ def pairwise_cosine(x, y):
     Computed in float64. What is below 1e-10 (rows equal to about 1e-5, the accuracy of features) is
     0, so that copies are at no distance. A zero row is at distance 1 of everything.
     """
-    x, y = (F.normalize(rows.double(), dim=1) for rows in _checked(x, y))
-    distances = 1 - x @ y.T
+    distances = _cosines(*_checked(x, y)).neg_().add_(1)
     return distances.masked_fill_(distances < 1e-10, 0).float()
+
+
+def _cosines(x, y):
+    lengths_x, lengths_y = (_squared_lengths(z).sqrt().clamp(min=1e-12) for z in (x, y))
+    return inner(x, y).div_(lengths_x[:, None]).div_(lengths_y)
 
 
 def pairwise_euclidean(x, y):
     """Euclidean distances between rows of x (n, d) and y (m, d): float32 (n, m)."""
     # In float64, and rounded once, so that equal distances stay equal.
-    squares_x, squares_y = (points.products.diagonal()[points.rows]
-                            if isinstance(points, GramPoints)
-                            else torch.as_tensor(points).double().square().sum(1)
-                            for points in (x, y))
-    squares = inner(x, y).mul_(-2).add_(squares_x[:, None]).add_(squares_y)
+    squares = inner(x, y).mul_(-2).add_(_squared_lengths(x)[:, None]).add_(_squared_lengths(y))
     return squares.clamp_(min=0).sqrt_().float()
 
 
@@ -203,73 +255,45 @@ class Neighbors(NamedTuple):
     distances: Tensor
     indices: Tensor
 
-    def among(self, rows, members):
-        """(distances, indices) of the points `rows` to the nearest among `members` of the set.
 
-        members: an index tensor. Infinite where none of the k neighbours is a member: for a
-        random half of the set, with k = 32, one time in 4,000,000,000.
-        """
-        member = torch.zeros(int(max(self.indices.max(), members.max())) + 1, dtype=torch.bool)
-        member[members] = True
-        indices = self.indices[rows]
-        distances, first = self.distances[rows].masked_fill(~member[indices], torch.inf).min(1)
-        return distances, indices.gather(1, first[:, None])[:, 0]
-
-
-def nearest_neighbors(x, y, k, distance=pairwise_cosine, leave_out_self=False):
+def nearest_neighbors(x, y, k, distance=None, leave_out_self=False):
     """The k nearest of the points y to each of the points x, as Neighbors.
 
+    distance: a function of two blocks of points; by default that of the points themselves (x's
+    method `between`: views of distances and LpipsPoints have one), of features pairwise_cosine.
     leave_out_self: x is y, and no point is its own neighbour. Raises ValueError for fewer than k.
     """
     if not 1 <= k <= len(y) - leave_out_self:
         raise ValueError(f"k = {k} neighbours among {len(y) - leave_out_self} points")
     best = {}
-    for i, j, block in _blocks(x, y, distance):
+    for i, j, block in _blocks(x, y, distance or _own_distance):
+        block = torch.as_tensor(block).float().clamp(min=0)
         if leave_out_self and i == j:
-            block = torch.as_tensor(block).clone().fill_diagonal_(torch.inf)
-        best[i] = _smallest(best.get(i), block, j, k)
-    return _neighbors(best)
-
-
-def _smallest(best, block, start, k):
-    """The k smallest of those so far (or None) and of distances to points start, start + 1, ...
-
-    As integers of a distance's bits, which order as distances do, and of the point's number below
-    them: equals come in their order, which topk alone doesn't promise.
-    """
-    keys = torch.as_tensor(block).float().clamp(min=0).view(torch.int32).long() << 32
-    keys += torch.arange(start, start + block.shape[1])
-    keys = keys if best is None else torch.cat([best, keys], 1)
-    return keys.topk(min(k, keys.shape[1]), largest=False).values
-
-
-def _neighbors(blocks):
-    keys = torch.cat(list(blocks.values()))
+            block.fill_diagonal_(torch.inf)
+        # As integers of a distance's bits, which order as distances do, and of the point's number
+        # below them: equals come in their order, which topk alone doesn't promise.
+        keys = (block.view(torch.int32).long() << 32) + torch.arange(j, j + block.shape[1])
+        keys = torch.cat([best[i], keys], 1) if i in best else keys
+        best[i] = keys.topk(min(k, keys.shape[1]), largest=False).values
+    keys = torch.cat(list(best.values()))
     return Neighbors((keys >> 32).int().view(torch.float32).double(), keys & (2**32 - 1))
 
 
-def neighbor_lists(pairs, points, n=None, distance=pairwise_cosine):
-    """{"TF": Neighbors of the set T among the set F, "FT": the reverse, ...} of points {"T": ...}.
-
-    pairs: such as ["TT", "TF"]; "TT" is T among itself. 32 neighbours a point, more of sets larger
-    than n: enough for any n of the points and for random halves of these, at any size.
-    """
-    lists = {}
-    for pair in pairs:
-        x, y = (points[letter] for letter in pair)
-        k_x, k_y = (min(len(z), -(-NEIGHBORS_KEPT * len(z) // (n or len(z)))) for z in (x, y))
-        if pair[0] == pair[1]:
-            lists[pair] = nearest_neighbors(x, x, min(k_x, len(x) - 1), distance, True)
-        else:
-            of_x, of_y = {}, {}  # each distance, computed once, serves both: it is symmetric
-            for i, j, block in _blocks(x, y, distance):
-                of_x[i] = _smallest(of_x.get(i), block, j, k_y)
-                of_y[j] = _smallest(of_y.get(j), block.T, i, k_x)
-            lists |= {pair: _neighbors(of_x), pair[::-1]: _neighbors(of_y)}
-    return lists
+def _own_distance(x, y):
+    return x.between(y) if hasattr(x, "between") else pairwise_cosine(x, y)
 
 
-# Distances between sets of points ------------------------------------------------------------
+def _nearest(x, y, distance, leave_out_self=False):
+    """(distances (n,) from each x to the nearest y, (m,) from each y to the nearest x), float64."""
+    of_x, of_y = torch.full((len(x),), torch.inf), torch.full((len(y),), torch.inf)
+    for i, j, block in _blocks(x, y, distance or _own_distance):
+        block = torch.as_tensor(block).float()
+        if leave_out_self and i == j:
+            block = block.clone().fill_diagonal_(torch.inf)
+        rows, columns = slice(i, i + BLOCK), slice(j, j + BLOCK)
+        of_x[rows] = of_x[rows].minimum(block.amin(1))
+        of_y[columns] = of_y[columns].minimum(block.amin(0))
+    return of_x.double(), of_y.double()
 
 
 def precision_recall_density_coverage(real, fake, k=5):
@@ -297,7 +321,7 @@ def precision_recall_density_coverage(real, fake, k=5):
             "coverage": (nearest < real_radii).double().mean().item()}
 
 
-def adversarial_accuracy(lists, pair, real_rows, fake_rows):
+def adversarial_accuracy(real, fake, distance=None):
     """Nearest-neighbour adversarial accuracy of two sets of n >= 2 points: a number in [0, 1].
 
     (mean_i 1[d_TS(i) > d_TT(i)] + mean_i 1[d_ST(i) > d_SS(i)]) / 2, T real and S fake, d the
@@ -305,98 +329,64 @@ def adversarial_accuracy(lists, pair, real_rows, fake_rows):
     real, 0 is copied. "Greater" means by more than 1e-5 of the distance: a photo and its copy are
     equally far from any third, and rounding must not decide between them. A tie counts as
     near the other set, so duplicates within the real set change nothing about copies of them.
-    lists: of neighbor_lists. pair: the letters of the real and the fake set. rows: the points that
-    count, index tensors. Raises ValueError for sets of unequal size.
+    Raises ValueError for sets of unequal size.
     """
-    n, (real, fake) = len(real_rows), pair
-    if n != len(fake_rows) or n < 2:
-        raise ValueError(f"adversarial accuracy of {n} and {len(fake_rows)} points: "
-                         "the sets must be equally large, with 2 points or more")
+    n = len(real)
+    if n != len(fake) or n < 2:
+        raise ValueError(f"adversarial accuracy of {n} and {len(fake)} points: it takes two sets "
+                         "of one size, 2 or more")
     apart = 0
-    for own, other, own_rows, other_rows in ((real, fake, real_rows, fake_rows),
-                                             (fake, real, fake_rows, real_rows)):
-        within, _ = lists[own + own].among(own_rows, own_rows)
-        across, _ = lists[own + other].among(own_rows, other_rows)
+    for points, across in zip((real, fake), _nearest(real, fake, distance), strict=True):
+        within, _ = _nearest(points, points, distance, leave_out_self=True)
         apart += (across > within * (1 + 1e-5)).sum().item()
     return apart / (2 * n)
 
 
-def suspected_copies(lists, train_rows, validation_rows, fake_rows):
+def privacy_loss(train, validation, fake, distance=None):
+    """Adversarial accuracy against validation less that against training points, in [-1, 1].
+
+    Above 0 where fake points are nearer to training than to validation ones, as copies are; Yale
+    et al. 2020, eq. 3. Three sets of one size. Raises ValueError.
+    """
+    return (adversarial_accuracy(validation, fake, distance)
+            - adversarial_accuracy(train, fake, distance))
+
+
+def suspected_copies(train, validation, fake, distance=None):
     """Which fake points are nearer to a training point than unseen photos ever are: bool (n,).
 
     Nearer than the 0.01 quantile of the validation points, as 0.01 are by chance: a larger share,
-    and each suspect beside its neighbour, is what to look at. lists: of neighbor_lists.
+    and each suspect beside its neighbour, is what to look at. Sets of any size.
     """
-    unseen, _ = lists["VT"].among(validation_rows, train_rows)
-    distances, _ = lists["FT"].among(fake_rows, train_rows)
+    unseen, _ = _nearest(validation, train, distance)
+    distances, _ = _nearest(fake, train, distance)
     return distances < unseen.quantile(0.01)
 
 
-def authenticity(lists, pair, train_rows, fake_rows):
-    """AuthPct: the percentage of fake points that are authentic (Alaa et al. 2022, sec. 3.3).
+def effective_number(x):
+    """How many different points features x (n, d) amount to, in [1, n]: the Vendi score.
 
-    A fake point is not if it is nearer to its nearest training point than that one is to any other
-    training point. Photos of one kind give 50 to 70, copies 0. Arguments: as above.
+    The exponential of the entropy of the eigenvalues of the points' cosines, divided by n; Friedman
+    and Dieng 2022 (arXiv 2210.02410), eq. 2: 1 for n copies of one point, n for orthogonal ones. It
+    grows with n, so compare it at equal n.
     """
-    train, fake = pair
-    own, _ = lists[train + train].among(slice(None), train_rows)
-    distances, nearest = lists[fake + train].among(fake_rows, train_rows)
-    return 100 * (distances > own[nearest]).double().mean().item()
-
-
-def copying_score(train, validation, fake, cells=3, components=64, least=20, seed=0):
-    """C_T (Meehan et al. 2020) of features (n, d): a function of row numbers of the three sets,
-    without any of all points; None if cells are too small.
-
-    In each of `cells` cells, made by k-means of the training points, the Mann-Whitney U of fake
-    against validation points' Euclidean distances to the nearest training point there, as a z
-    score; their mean, weighted by the validation points. 0 where fake points are as near as unseen
-    ones, below -3 or so where they are copies, above 3 where they are far. More than `components`
-    dimensions are projected on as many principal components of train. Cells need `least` points.
-    """
-    from scipy.stats import rankdata
-    from sklearn.cluster import KMeans  # slow to import
-    from sklearn.decomposition import PCA
-
-    def within_cells(x, y):  # the last coordinate is the cell
-        return pairwise_euclidean(x[:, :-1], y[:, :-1]).masked_fill_(
-            x[:, -1:] != y[:, -1], torch.inf)
-
-    sets = [x.double().numpy() for x in _checked(train, validation, fake, least=cells)]
-    if sets[0].shape[1] > components:
-        project = PCA(min(components, *sets[0].shape), random_state=seed).fit(sets[0]).transform
-        sets = [project(x) for x in sets]
-    kmeans = KMeans(cells, n_init=10, random_state=seed).fit(sets[0])
-    labels = [torch.from_numpy(kmeans.predict(x)) for x in sets]
-    train, *others = (torch.column_stack([torch.from_numpy(x), cell])
-                      for x, cell in zip(sets, labels, strict=True))
-    nearest = [nearest_neighbors(x, train, min(NEIGHBORS_KEPT, len(train)), within_cells)
-               for x in others]
-    used = [cell for cell in range(cells) if all((of == cell).sum() >= least for of in labels[1:])]
-
-    def score(*rows):
-        rows, total, weight = rows or [torch.arange(len(of)) for of in labels], 0, 0
-        distances = [near.among(some, rows[0])[0]
-                     for near, some in zip(nearest, rows[1:], strict=True)]
-        for cell in used:
-            unseen, made = (distance[of[some] == cell] for distance, of, some
-                            in zip(distances, labels[1:], rows[1:], strict=True))
-            n, m = len(unseen), len(made)
-            if n and m:
-                u = rankdata(torch.cat([made, unseen]))[:m].sum() - m * (m + 1) / 2
-                z = (u - (n * m / 2 - 0.5)) / (n * m * (n + m + 1) / 12) ** 0.5
-                total, weight = total + n * z, weight + n
-        return float(total / weight) if weight else 0.0
-
-    return score if used else None
+    (x,) = _checked(x)
+    n, d = x.shape
+    if isinstance(x, View) or n <= d:
+        similarities = _cosines(x, x)
+    else:  # the same eigenvalues but for zeros
+        similarities = torch.zeros(d, d, dtype=torch.float64)
+        for block in x.split(BLOCK):
+            block = F.normalize(block.double(), dim=1)
+            similarities += block.T @ block
+    shares = torch.linalg.eigvalsh(similarities / n).clamp(min=0)
+    return torch.special.entr(shares).sum().exp().item()
 
 
 def recovery_gap(train, validation):
-    """(gap, p) of recovery errors (n,) of photos (Webster et al. 2019): the median of validation
-    less that of train, and p of the Kolmogorov-Smirnov test that both are alike."""
-    from scipy.stats import ks_2samp
-
-    return float(np.median(validation) - np.median(train)), float(ks_2samp(train, validation)[1])
+    """Median of the recovery errors (n,) of validation photos less that of training photos: above 0
+    where a generator reproduces what it was trained on better (Webster et al. 2019)."""
+    return float(np.median(validation) - np.median(train))
 
 
 # Pieces: cells of images ---------------------------------------------------------------------
@@ -404,33 +394,41 @@ def recovery_gap(train, validation):
 DECISIVE = 0.1  # the share of cells that count: most are as near to the one side as to the other
 
 
-def nearest_pieces(cells, photos, k):
-    """The k photos (m, c, d) nearest to each of cells (n, d), each by its nearest cell: Neighbors
-    by 1 - x.y of unit vectors, computed on the photos' device."""
+def cell_distances(photos, fake):
+    """From each cell of fake (n, c, d) to the nearest cell of each of photos (m, p, d), unit
+    vectors: 1 - x.y, float32 (m, n, c), computed on the photos' device."""
+    parts = []
+    for few in fake.split(8):
+        cells = few.flatten(0, 1).to(photos.device)
+        nearest = torch.cat([(cells @ part.flatten(0, 1).T).view(len(cells), *part.shape[:2])
+                             .amax(2) for part in photos.split(4)], 1)  # a cache holds them
+        parts.append((1 - nearest).clamp(min=0).T.unflatten(1, few.shape[:2]).cpu())
+    return torch.cat(parts, 1)
 
-    def distance(x, y):
-        x = x.to(y.device)
-        return torch.cat([1 - (x @ part.flatten(0, 1).T).view(len(x), *part.shape[:2]).amax(2)
-                          for part in y.split(32)], 1).cpu()
 
-    return nearest_neighbors(cells, photos, k, distance)
-
-
-def pieces_of_neighbors(train, validation, train_rows, validation_rows, fake_rows, cells):
-    """(sides, photos), both (n, cells), of some samples' cells.
+def piece_sides(train, validation, fake):
+    """(sides, photos), both (n, c), of the cells of fake.
 
     sides: 1 where a cell is nearer to training, -1 where to validation, 0 where that tells little.
     Only the tenth of all cells counts at which the two distances differ most, as a ratio: a choice
     that favours neither side, so the share of 1 is 0.5 by chance. photos: the nearest training
-    photos. train, validation: nearest_pieces of all samples' cells, sample after sample.
+    photos. The sets are cells, unit vectors (n, c, d), or views of cell_distances.
     """
-    rows = (fake_rows[:, None] * cells + torch.arange(cells)).flatten()
-    to_train, photos = train.among(rows, train_rows)
-    to_validation, _ = validation.among(rows, validation_rows)
-    ratio = (to_validation.clamp(1e-6, 2) / to_train.clamp(1e-6, 2)).log()
-    size, counted = ratio.abs(), max(1, int(DECISIVE * len(ratio)))
-    sides = ratio.sign() * (size >= size.kthvalue(len(ratio) - counted + 1).values)
-    return sides.int().view(-1, cells), photos.view(-1, cells)
+    (to_train, photos), (to_validation, _) = (
+        (side.between(fake) if isinstance(side, Distances) else cell_distances(side, fake)).min(0)
+        for side in (train, validation))
+    ratio = (to_validation.double().clamp(1e-6, 2) / to_train.double().clamp(1e-6, 2)).log()
+    size, counted = ratio.abs().flatten(), max(1, int(DECISIVE * ratio.numel()))
+    least = size.kthvalue(len(size) - counted + 1).values
+    return (ratio.sign() * (ratio.abs() >= least)).int(), photos
+
+
+def pieces(train, validation, fake):
+    """The share of fake's telling cells (see piece_sides) that are nearer to training: 0.5 where
+    nothing is copied, 1 of collages."""
+    sides, _ = piece_sides(train, validation, fake)
+    told = sides.count_nonzero().item()
+    return (sides > 0).sum().item() / told if told else 0.5
 
 
 # Spectra -------------------------------------------------------------------------------------
@@ -443,9 +441,30 @@ def log_spectrum(powers):
     return powers.mean(0).clamp(min=ROUNDING).log()
 
 
-# Intervals, and the numbers of a table -------------------------------------------------------
+def spectrum_difference(train, fake):
+    """Mean power spectra of samples beside photos', both (n, h, h // 2 + 1), in natural logarithms.
 
-NEIGHBORS_KEPT = 32  # of a point among n: enough for any random half of them
+    "low", "middle", "high": mean absolute difference below 1/8, to 1/2, and above 1/2 of Nyquist's
+    frequency. "grid": how much more samples have at periods of 8 pixels and parts of these (4, 8/3,
+    2) than photos, beyond what they have more around them: traces of layers that double the
+    resolution. 0 is ideal. Raises ValueError for h < 16.
+    """
+    h = fake.shape[1]
+    if h < 16:
+        raise ValueError(f"spectra of {h} pixels a side; they need 16")
+    at, m = 2 * torch.hypot(torch.fft.fftfreq(h)[:, None], torch.fft.rfftfreq(h)), -(-h // 16)
+    eighths = torch.isin(torch.arange(h), (torch.arange(8) * h / 8).round().long())
+    grid = eighths[:, None] & eighths[: h // 2 + 1] & (at > 0)
+    more = (log_spectrum(fake) - log_spectrum(train))[None]
+    around = F.pad(F.pad(more, (m, m, 0, 0), "reflect"), (0, 0, m, m), "circular")
+    around = F.avg_pool2d(F.avg_pool2d(around, (2 * m + 1, 1), 1), (1, 2 * m + 1), 1)
+    bands = {"low": (0, 1 / 8), "middle": (1 / 8, 1 / 2), "high": (1 / 2, 2)}
+    return {band: more[0][(low < at) & (at <= high)].abs().mean().item()
+            for band, (low, high) in bands.items()} | {
+                "grid": (more - around)[0][grid].mean().item()}
+
+
+# Intervals -----------------------------------------------------------------------------------
 
 
 def interval(statistic, *sets, replicates=200, seed=0, bounds=(-np.inf, np.inf)):
@@ -453,7 +472,7 @@ def interval(statistic, *sets, replicates=200, seed=0, bounds=(-np.inf, np.inf))
 
     statistic: any function here that returns a number, or several as an array, then low and
     high are lists. bounds: its range, to which the interval is cut.
-    By the delete-half jackknife (Shao & Wu 1989): statistic ± 1.96 times its standard deviation
+    By the delete-half jackknife (Shao & Wu 1989): ± 1.96 times the statistic's standard deviation
     over random halves of all sets, drawn without replacement: a bootstrap's points drawn twice are
     neighbours at distance 0. Where the variance falls faster than 1 / n (two sets of one
     distribution, n < d) the interval is too wide, never too narrow. It doesn't cover bias.
@@ -465,135 +484,3 @@ def interval(statistic, *sets, replicates=200, seed=0, bounds=(-np.inf, np.inf))
     margin = 1.959964 * np.std(halves, axis=0, ddof=1)
     value = np.asarray(statistic(*sets))
     return tuple(np.clip(value + side * margin, *bounds).tolist() for side in (-1, 1))
-
-
-class Measure(NamedTuple):
-    """What gives some rows of a table: statistic(*sets), a dict of numbers."""
-
-    statistic: Callable
-    sets: list
-    bounds: tuple = (-np.inf, np.inf)
-    least: int = 2  # points a set
-    effort: float = 1.0  # the share of the replicates that it gets
-
-
-def numbers(measures, n):
-    """{"n": n, name: number, ..., "intervals": {name: [low, high]}} of Measures of n points a set.
-
-    None and what needs more points are left out. Intervals are of 200 halves times effort, but of
-    20 at least, and of 20 where a set has more than 1000 points.
-    """
-    values, intervals = {}, {}
-    for statistic, sets, bounds, least, effort in filter(None, measures):
-        if n < least:
-            continue
-        row = statistic(*sets)
-        values |= row
-        if n // 2 >= min(least, 8):
-            replicates = max(20, int(effort * (200 if len(sets[0]) <= 1000 else 20)))
-            ends = interval(lambda *halves: list(statistic(*halves).values()), *sets,  # noqa: B023
-                            replicates=replicates, bounds=bounds)
-            intervals |= zip(row, map(list, zip(*ends, strict=True)), strict=True)
-    return {"n": n, **values, "intervals": intervals}
-
-
-def spectrum_measure(train, fake):
-    """Mean power spectra (n, h, h // 2 + 1) of samples beside photos', in natural logarithms.
-
-    By bands, the mean absolute difference. Grid: how much more samples have at periods of 8 pixels
-    and parts of these (4, 8/3, 2) than photos, beyond what they have more around them: traces of
-    layers that double the resolution. 0 is ideal. None below 16 pixels.
-    """
-    h = fake.shape[1]
-    at, m = 2 * torch.hypot(torch.fft.fftfreq(h)[:, None], torch.fft.rfftfreq(h)), -(-h // 16)
-    bands = {f"spectrum_{band}": (low < at) & (at <= high) for band, low, high in (
-        ("low", 0, 1 / 8), ("middle", 1 / 8, 1 / 2), ("high", 1 / 2, 2))}  # of Nyquist's frequency
-    eighths = torch.isin(torch.arange(h), (torch.arange(8) * h / 8).round().long())
-    grid = eighths[:, None] & eighths[: h // 2 + 1] & (at > 0)
-
-    def differences(*sets):
-        photos, samples = map(log_spectrum, sets)
-        more = (samples - photos)[None]
-        around = F.pad(F.pad(more, (m, m, 0, 0), "reflect"), (0, 0, m, m), "circular")
-        around = F.avg_pool2d(F.avg_pool2d(around, (2 * m + 1, 1), 1), (1, 2 * m + 1), 1)
-        return {row: more[0][band].abs().mean().item() for row, band in bands.items()} | {
-            "spectrum_grid": (more - around)[0][grid].mean().item()}
-
-    bounds = [0, 0, 0, -np.inf], np.inf
-    return Measure(differences, [train, fake], bounds, effort=0.2) if h >= 16 else None
-
-
-def distribution_measures(references, fake, frechet="fid", kernel="kid"):
-    """Measures of features of samples, fake (n, d), against {"train": those of photos, ...}.
-
-    Precision and its like are against the first. frechet, kernel: how rows begin.
-    """
-
-    def of_each(row, distance):
-        return lambda *sets: {f"{row}_{name}": distance(x, sets[-1])
-                              for name, x in zip(references, sets, strict=False)}
-
-    plain = [*references.values(), fake]
-    sets = gram_points(*plain)
-    wide = sets if len(fake) <= fake.shape[1] else plain  # singular values of n × n are slow
-    return [
-        Measure(of_each(frechet, frechet_distance), wide, (0, np.inf)),
-        Measure(of_each(kernel, kernel_distance), sets),
-        Measure(lambda *sets: precision_recall_density_coverage(sets[0], sets[-1]), sets,
-                ([0, 0, 0, 0], [1, 1, np.inf, 1]), least=6),
-        Measure(of_each(f"{frechet}_infinity", frechet_distance_infinity), wide,
-                least=200, effort=0.1)]  # the trend of fewer says little
-
-
-def neighbor_measure(lists, rows, suffix="", fake="F"):
-    """AA on both sides, privacy loss and AuthPct of row numbers of train, validation and samples.
-
-    lists: of neighbor_lists, by T, V and F. fake: "V" takes validation photos as the samples.
-    """
-
-    def accuracies(train_rows, validation_rows, *fake_rows):
-        side = "T" + fake, train_rows, *(fake_rows or [validation_rows])
-        train = adversarial_accuracy(lists, *side)
-        row = {"aa_train": train}
-        if fake != "V":
-            test = adversarial_accuracy(lists, "V" + fake, validation_rows, *fake_rows)
-            row |= {"aa_test": test, "privacy_loss": test - train}
-        row["authpct"] = authenticity(lists, *side)
-        return {name + suffix: value for name, value in row.items()}
-
-    low, high = zip((0, 1), *([(0, 1), (-1, 1)] if fake != "V" else []), (0, 100), strict=True)
-    return Measure(accuracies, rows, (low, high))
-
-
-def copy_measure(lists, rows, suffix=""):
-    """The share of suspected copies, of row numbers of all photos and samples."""
-
-    def share(*rows):
-        return {f"copies{suffix}": suspected_copies(lists, *rows).double().mean().item()}
-
-    return Measure(share, rows, (0, 1))
-
-
-def copying_measure(train, validation, fake):
-    """C_T of the directions of features (n, d), as cosine sees them; None if points are too few."""
-    directions = [F.normalize(x.double(), dim=1) for x in (train, validation, fake)]
-    score = copying_score(*directions) if len(fake) >= 20 else None
-
-    def at_full_size(*rows):  # a z score grows with the root of n: halves are brought to n
-        return {"ct": score(*rows) * (len(fake) / len(rows[0])) ** 0.5}
-
-    return Measure(at_full_size, [torch.arange(len(fake))] * 3) if score else None
-
-
-def piece_measure(train, validation, rows, cells):
-    """The share of pieces nearer to training and the median number of photos that they are of."""
-
-    def share(*rows):
-        sides, photos = pieces_of_neighbors(train, validation, *rows, cells)
-        nearer = sides > 0
-        counts = [len(found[mine].unique()) for mine, found in zip(nearer, photos, strict=True)
-                  if mine.any()]
-        of = nearer.sum().item() / sides.count_nonzero().item() if sides.any() else 0.5
-        return {"pieces": of, "piece_photos": float(np.median(counts or 0))}
-
-    return Measure(share, rows, ([0, 0], [1, np.inf]), effort=0.2)

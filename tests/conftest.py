@@ -9,6 +9,7 @@ import sys
 # a second thread only waits for the first.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
 from forks import ROOT, Launcher  # noqa: E402
@@ -34,6 +35,16 @@ def digest(value):
 
     visit(value)
     return sha.hexdigest()
+
+
+@pytest.fixture
+def random_state_untouched():
+    """For modules that promise to leave numpy's and torch's global random state alone."""
+    torch.manual_seed(1234)  # a state that no function would leave behind by chance
+    torch_state, numpy_state = torch.get_rng_state(), np.random.get_state()[1].copy()
+    yield
+    assert torch.equal(torch_state, torch.get_rng_state())
+    assert (numpy_state == np.random.get_state()[1]).all()
 
 
 @pytest.fixture(scope="session")

@@ -1,31 +1,18 @@
 """metrics.py against the reference implementations, short definitions and known answers."""
 
-import json
-from pathlib import Path
-
 import numpy as np
 import pytest
-import scipy
 import torch
 from published import pytorch_fid_distance
 
 import metrics
 
-FIXTURES = Path(__file__).parent / "fixtures"
+pytestmark = pytest.mark.usefixtures("random_state_untouched")
 
 
 def gaussian(n, d, shift=0.0, scale=1.0, seed=0):
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(n, d, generator=generator) * scale + shift
-
-
-@pytest.fixture(autouse=True)
-def global_random_state_is_untouched():
-    torch.manual_seed(1234)  # a state that no function here would leave behind by chance
-    torch_state, numpy_state = torch.get_rng_state(), np.random.get_state()[1].copy()
-    yield
-    assert torch.equal(torch_state, torch.get_rng_state())
-    assert (numpy_state == np.random.get_state()[1]).all()
 
 
 # Distances between distributions
@@ -128,7 +115,7 @@ def test_frechet_distance_infinity_varies_less_than_a_line_fitted_to_15_sizes():
         return np.polyfit(1 / sizes, distances, 1)[1]
 
     fall = torch.logspace(0, -1.5, 256)
-    draws = [metrics.gram_points(*(gaussian(100, 256, 0.03, 1 + i / 10, seed=2 * seed + i) * fall
+    draws = [metrics.product_views(*(gaussian(100, 256, 0.03, 1 + i / 10, seed=2 * seed + i) * fall
                                    for i in range(2))) for seed in range(40)]
     ours, theirs = ([distance(*draw) for draw in draws]
                     for distance in (metrics.frechet_distance_infinity, fitted))
@@ -152,8 +139,8 @@ def test_kernel_distance_equals_torch_fidelity():
 def test_numbers_by_look_up_equal_those_of_features(d, monkeypatch):
     """Of subsets, from one matrix of inner products; above its largest size, of features."""
     x, y, z = gaussian(80, d), gaussian(70, d, 0.3, 1.5, seed=1), gaussian(9, d, seed=2)
-    points = metrics.gram_points(x, y, z)
-    assert [type(p) for p in points] == [metrics.GramPoints] * 3
+    points = metrics.product_views(x, y, z)
+    assert [type(p) for p in points] == [metrics.Products] * 3
     rng = np.random.default_rng(0)
     rows, others = rng.permutation(80)[:41], rng.permutation(70)[:33]
     for statistic in (metrics.frechet_distance, metrics.kernel_distance,
@@ -161,11 +148,11 @@ def test_numbers_by_look_up_equal_those_of_features(d, monkeypatch):
         found = statistic(points[0][rows], points[1][others])
         assert found == pytest.approx(statistic(x[rows], y[others]), rel=1e-9)
         with monkeypatch.context() as patch:
-            patch.setattr(metrics, "GRAM_POINTS", 0)
-            assert all(isinstance(p, torch.Tensor) for p in metrics.gram_points(x, y, z))
+            patch.setattr(metrics, "VIEWED", 0)
+            assert all(isinstance(p, torch.Tensor) for p in metrics.product_views(x, y, z))
             assert found == pytest.approx(statistic(x[rows], y[others]), rel=1e-9)
-    for pair in ((points[0], y), (points[0], metrics.gram_points(y)[0])):
-        with pytest.raises(ValueError, match="GramPoints"):
+    for pair in ((points[0], y), (points[0], metrics.product_views(y)[0])):
+        with pytest.raises(ValueError, match="views"):
             metrics.frechet_distance(*pair)
 
 
@@ -189,10 +176,10 @@ def test_pairwise_distances():
 
 
 @pytest.mark.parametrize("block", [2048, 7])
-def test_neighbors_equal_scikit_learns_in_both_directions(block, monkeypatch):
+def test_neighbors_equal_scikit_learns(block, monkeypatch):
     neighbors = pytest.importorskip("sklearn.neighbors")
     monkeypatch.setattr(metrics, "BLOCK", block)
-    x, y, calls = gaussian(25, 8), gaussian(40, 8, seed=1), []
+    x, y = gaussian(25, 8), gaussian(40, 8, seed=1)
     model = neighbors.NearestNeighbors(n_neighbors=5, metric="cosine").fit(y.double().numpy())
     distances, indices = model.kneighbors(x.double().numpy())
     ours = metrics.nearest_neighbors(x, y, 5)
@@ -200,19 +187,36 @@ def test_neighbors_equal_scikit_learns_in_both_directions(block, monkeypatch):
     np.testing.assert_array_equal(ours.indices, indices)
     _, others = metrics.nearest_neighbors(y, y, 1, leave_out_self=True)
     np.testing.assert_array_equal(others[:, 0], model.kneighbors()[1][:, 0])
+    for views in (metrics.product_views(x, y), metrics.distance_views(x, y)):
+        again = metrics.nearest_neighbors(*views, 5)
+        assert torch.equal(again.indices, ours.indices)
+        torch.testing.assert_close(again.distances, ours.distances, rtol=0, atol=1e-7)
 
-    def counted(a, b):
-        calls.append(len(a) * len(b))
-        return metrics.pairwise_cosine(a, b)
 
-    monkeypatch.setattr(metrics, "NEIGHBORS_KEPT", 9)
-    lists = metrics.neighbor_lists(["XY", "YY"], {"X": x, "Y": y}, distance=counted)
-    assert sum(calls) == 25 * 40 + 40 * 40 and set(lists) == {"XY", "YX", "YY"}
-    for pair, expected in (("XY", metrics.nearest_neighbors(x, y, 9)),
-                           ("YX", metrics.nearest_neighbors(y, x, 9)),
-                           ("YY", metrics.nearest_neighbors(y, y, 9, leave_out_self=True))):
-        assert torch.equal(lists[pair].indices, expected.indices)
-        torch.testing.assert_close(lists[pair].distances, expected.distances)
+@pytest.mark.parametrize("block", [2048, 7])
+def test_distance_views_hold_each_distance_once(block, monkeypatch):
+    """Between all sets, whatever blocks they are computed by; what is known is not computed."""
+    monkeypatch.setattr(metrics, "BLOCK", block)
+    sets, computed = [gaussian(n, 4, seed=n) for n in (20, 9, 15)], []
+
+    def counted(x, y):
+        computed.append(len(x) * len(y))
+        return euclidean(x, y)
+
+    views = metrics.distance_views(*sets, distance=counted)
+    for x, view in zip(sets, views, strict=True):
+        for y, other in zip(sets, views, strict=True):
+            torch.testing.assert_close(view.between(other), euclidean(x, y).float())
+    assert sum(computed) == 20 * 20 + 9 * 29 + 15 * 44
+    computed.clear()
+    known = metrics.distance_views(*sets[:2], distance=euclidean)[0].matrix
+    again = metrics.distance_views(*sets, distance=counted, known=known)
+    torch.testing.assert_close(again[0].matrix, views[0].matrix)
+    assert sum(computed) == 15 * 44
+    few = views[1][[3, 0]]
+    assert len(few) == 2 and torch.equal(few.between(views[2]), views[1].between(views[2])[[3, 0]])
+    with pytest.raises(ValueError, match="several matrices"):
+        few.between(again[0])
 
 
 def test_equally_near_neighbors_come_in_order(monkeypatch):
@@ -229,18 +233,7 @@ def test_equally_near_neighbors_come_in_order(monkeypatch):
 # Distances between sets of points
 
 
-def of_points(statistic):
-    """statistic(points, points), of what takes lists of neighbours and rows."""
-
-    def value(real, fake, distance=metrics.pairwise_cosine):
-        lists = metrics.neighbor_lists(["TT", "FF", "TF"], {"T": real, "F": fake},
-                                       distance=distance)
-        return statistic(lists, "TF", torch.arange(len(real)), torch.arange(len(fake)))
-
-    return value
-
-
-accuracy, authenticity = map(of_points, (metrics.adversarial_accuracy, metrics.authenticity))
+accuracy = metrics.adversarial_accuracy
 
 
 def brute_force_accuracy(real, fake, distance):
@@ -258,9 +251,9 @@ def test_adversarial_accuracy_equals_its_definition(distance, monkeypatch):
     assert 0.5 < expected < 1
     assert accuracy(real, fake, distance) == expected
     assert accuracy(real.numpy(), fake.numpy(), distance) == expected
-    matrix = distance(torch.cat([real, fake]), torch.cat([real, fake]))
-    rows = torch.arange(120).split(60)
-    assert expected == accuracy(*rows, lambda i, j: matrix[i][:, j])
+    assert expected == accuracy(*metrics.distance_views(real, fake, distance=distance))
+    if distance is metrics.pairwise_cosine:
+        assert expected == accuracy(*metrics.product_views(real, fake)) == accuracy(real, fake)
     monkeypatch.setattr(metrics, "BLOCK", 13)
     assert accuracy(real, fake, distance) == expected
 
@@ -276,7 +269,9 @@ def test_adversarial_accuracy_where_the_answer_is_known():
     assert 0.15 < values[2] < 0.4
     with pytest.raises(ValueError, match="200 and 199"):
         accuracy(real, other[1:])
-    assert accuracy(other, real) - accuracy(real, real) > 0.3  # the privacy loss of copies
+    loss = metrics.privacy_loss(real, other, real)
+    assert loss == accuracy(other, real) - accuracy(real, real) > 0.3
+    assert abs(metrics.privacy_loss(real, other, gaussian(200, 6, seed=2))) < 0.15
 
 
 def test_rounding_does_not_decide_ties_of_copies():
@@ -309,89 +304,58 @@ def test_copy_test_names_the_copies():
     fake = gaussian(200, 20, seed=2)
     fake[[3, 77]] = train[[9, 8]]
     fake[150] = train[5] + 0.01 * gaussian(1, 20, seed=3)[0]
-    lists = {"FT": metrics.nearest_neighbors(fake, train, 32),
-             "VT": metrics.nearest_neighbors(validation, train, 32)}
-    rows = [torch.arange(n) for n in (300, 300, 200)]
-    found = metrics.suspected_copies(lists, *rows)
+    found = metrics.suspected_copies(train, validation, fake)
     assert found[[3, 77, 150]].all() and found.sum() < 12
     near, unseen = (metrics.pairwise_cosine(x, train).min(1).values for x in (fake, validation))
     assert torch.equal(found, near < unseen.double().quantile(0.01))
-    share = metrics.numbers([metrics.copy_measure(lists, rows)], 200)
-    low, high = share["intervals"]["copies"]
-    assert share["copies"] == pytest.approx(found.sum().item() / 200)
-    assert low < share["copies"] < high and high - low < 0.35
+    views = metrics.product_views(train, validation, fake)
+    assert torch.equal(found, metrics.suspected_copies(*views))
 
 
-def memorisation_cases():
-    """The inputs and the published code's results of tests/fixtures/memorisation.json."""
-    for case in json.loads((FIXTURES / "memorisation.json").read_text()):
-        rng, n, d = np.random.RandomState(case["seed"]), case["n"], case["d"]
-        centres = rng.standard_normal((3, d)) * 20
-        train, test, fake = (centres[rng.randint(3, size=n)] + rng.standard_normal((n, d))
-                             for _ in range(3))
-        copied = int(case["copies"] * n)
-        fake[:copied] = train[:copied] + case["spread"] * rng.standard_normal((copied, d))
-        yield train, test, fake, case
+def test_effective_number_equals_its_definition():
+    """Of the similarity matrix's eigenvalues, whichever way they come; of copies, of orthogonal
+    points and in between what everybody would say."""
+    assert metrics.effective_number(torch.eye(30)) == pytest.approx(30)
+    assert metrics.effective_number(torch.ones(30, 5)) == pytest.approx(1)
+    assert metrics.effective_number(torch.eye(10).repeat(3, 1)) == pytest.approx(10)
+    weights = np.array([0.5, 0.3, 0.2])
+    uneven = torch.eye(3).repeat_interleave(torch.tensor([5, 3, 2]), 0)
+    assert metrics.effective_number(uneven) == pytest.approx(
+        np.exp(-(weights * np.log(weights)).sum()))
+    for n, d in ((20, 50), (90, 7)):
+        x = gaussian(n, d, 0.5)
+        unit = torch.nn.functional.normalize(x.double(), dim=1).numpy()
+        values = np.linalg.eigvalsh(unit @ unit.T / n).clip(1e-300)
+        expected = np.exp(-(values * np.log(values)).sum())
+        assert metrics.effective_number(x) == pytest.approx(expected, rel=1e-9)
+        (view,) = metrics.product_views(x)
+        assert metrics.effective_number(view) == pytest.approx(expected, rel=1e-9)
 
 
-def test_authenticity_and_copying_score_equal_the_published_code():
-    for train, test, fake, case in memorisation_cases():
-        authentic = authenticity(train, fake, metrics.pairwise_euclidean)
-        assert authentic == pytest.approx(case["authpct"], rel=1e-6)
-        score = metrics.copying_score(train, test, fake)
-        assert score() == pytest.approx(case["ct"], abs=1e-6)
-        turned = torch.arange(len(train)).flip(0)
-        assert score(turned, turned, turned) == pytest.approx(case["ct"], abs=1e-6)
-
-
-def test_copying_score_of_few_points_and_of_halves():
-    """Cells with fewer than 20 points of either kind count for nothing; halves give z scores that,
-    brought to n, are those of the whole on average."""
-    train, test, fake, _ = list(memorisation_cases())[1]
-    assert metrics.copying_measure(*(torch.from_numpy(x[:50]) for x in (train, test, fake))) is None
-    near = [np.linalg.norm(x - train[:1], axis=1) < 40 for x in (train, test, fake)]  # one cluster
-    one, *_ = (x[inside] for x, inside in zip((train, test, fake), near, strict=True))
-    others = [np.concatenate([x[inside], x[~inside][:15]])
-              for x, inside in zip((test, fake), near[1:], strict=True)]
-    alone = metrics.copying_score(train, *others)
-    to_train = [scipy.spatial.distance.cdist(x[: inside.sum()], one).min(1)
-                for x, inside in zip(others, near[1:], strict=True)]
-    m, n = map(len, to_train[::-1])
-    u = scipy.stats.mannwhitneyu(*to_train[::-1]).statistic
-    expected = (u - m * n / 2 + 0.5) / np.sqrt(m * n * (m + n + 1) / 12)
-    assert alone() == pytest.approx(expected, abs=1e-6)
-    train, test, fake, _ = next(memorisation_cases())
-    far = fake + np.random.RandomState(0).standard_normal(fake.shape) / 2
-    measure = metrics.copying_measure(*map(torch.from_numpy, (train, test, far)))
-    whole = measure.statistic(*measure.sets)["ct"]
-    halves = [measure.statistic(*(torch.from_numpy(rng.permutation(300)[:150]) for _ in range(3)))
-              for rng in map(np.random.default_rng, range(40))]
-    assert whole > 3 and np.mean([half["ct"] for half in halves]) == pytest.approx(whole, rel=0.1)
-
-
-@pytest.mark.parametrize("block", [2048, 50])
-def test_pieces_equal_their_definition(block, monkeypatch):
+def test_pieces_equal_their_definition():
     """Distances, sides and counts by loops; the planted pieces are found where they come from."""
-    monkeypatch.setattr(metrics, "BLOCK", block)
     train, validation, fake = (torch.nn.functional.normalize(x, dim=2) for x in gaussian(
         36, 16 * 8).view(3, 12, 16, 8))
     fake[0, :3], fake[1, 4:6] = train[3, :3], validation[5, 4:6]
     fake[2, :2], fake[2, 2] = train[7, 2:4], train[8, 9]
-    lists = [metrics.nearest_pieces(fake.flatten(0, 1), photos, 12)
-             for photos in (train, validation)]
     rows = [torch.tensor([0, 3, 4, 7, 8, 11]), torch.tensor([1, 2, 5, 6, 9, 10]), torch.arange(5)]
-    sides, photos = metrics.pieces_of_neighbors(*lists, *rows, 16)
     distances = np.array([[[1 - (photo @ cell).max() for photo in (*train, *validation)]
-                           for cell in image] for image in fake[:5]])
-    near = distances[..., rows[0]], distances[..., 12 + rows[1]]
+                           for cell in image] for image in fake])
+    matrix = torch.cat([metrics.cell_distances(photos, fake) for photos in (train, validation)])
+    np.testing.assert_allclose(matrix, distances.transpose(2, 0, 1).clip(0), atol=1e-6)
+    sets = train[rows[0]], validation[rows[1]], fake[:5]
+    views = [metrics.Distances(matrix, own) for own in (rows[0], 12 + rows[1], rows[2])]
+    near = distances[:5][..., rows[0]], distances[:5][..., 12 + rows[1]]
     ratios = np.log(near[1].min(2).clip(1e-6) / near[0].min(2).clip(1e-6))
     counted = np.sort(np.abs(ratios).ravel())[-8:]  # a tenth of 80 cells
     expected = np.where(np.abs(ratios) >= counted[0] * (1 - 1e-3), np.sign(ratios), 0)
-    assert (sides.numpy() == expected).all() and (expected != 0).sum() == 8
-    assert (photos.numpy() == rows[0].numpy()[near[0].argmin(2)]).all()
-    assert photos[0, :3].tolist() == [3, 3, 3] and photos[2, :3].tolist() == [7, 7, 8]
-    measure = metrics.piece_measure(*lists, rows, 16)
-    assert measure.statistic(*rows) == {"pieces": 6 / 8, "piece_photos": 1.5}
+    for points in (sets, views):
+        sides, photos = metrics.piece_sides(*points)
+        assert (sides.numpy() == expected).all() and (expected != 0).sum() == 8
+        assert (photos.numpy() == near[0].argmin(2)).all()
+        assert rows[0][photos[0, :3]].tolist() == [3, 3, 3]
+        assert rows[0][photos[2, :3]].tolist() == [7, 7, 8]
+        assert metrics.pieces(*points) == 6 / 8
 
 
 def test_pieces_of_nothing_copied():
@@ -400,80 +364,9 @@ def test_pieces_of_nothing_copied():
     for seed in range(20):
         cells = gaussian(90, 9 * 6, seed=seed).view(3, 30, 9, 6)
         sets = torch.nn.functional.normalize(cells, dim=3)
-        lists = [metrics.nearest_pieces(sets[2].flatten(0, 1), photos, 30) for photos in sets[:2]]
-        measure = metrics.piece_measure(*lists, [torch.arange(30)] * 3, 9)._replace(effort=0.2)
-        ends.append(metrics.numbers([measure], 30)["intervals"]["pieces"])
+        ends.append(metrics.interval(metrics.pieces, *sets, replicates=40))
     low, high = np.transpose(ends)
     assert ((low <= 0.5) & (high >= 0.5)).sum() >= 18 and (high - low).mean() < 0.7
-
-
-@pytest.mark.parametrize("copied", [0, 24])
-def test_intervals_of_memorisation_cover_their_means_over_draws(copied):
-    def measures(seed):
-        train, validation, fake = (gaussian(120, 6, seed=3 * seed + i) for i in range(3))
-        fake[:copied] = train[:copied] + 0.05 * gaussian(copied, 6, seed=seed)
-        lists = metrics.neighbor_lists(["TT", "TF"], {"T": train, "F": fake})
-        authentic = metrics.Measure(lambda *rows: {"authpct": metrics.authenticity(
-            lists, "TF", *rows)}, [torch.arange(120)] * 2, effort=0.1)
-        return [authentic, metrics.copying_measure(train, validation, fake)._replace(effort=0.1)]
-
-    draws = [[measure.statistic(*measure.sets) for measure in measures(seed)]
-             for seed in range(100, 160)]
-    means = [np.mean([next(iter(draw[i].values())) for draw in draws]) for i in range(2)]
-    ends = [metrics.numbers(measures(seed), 120)["intervals"] for seed in range(24)]
-    for name, mean in zip(("authpct", "ct"), means, strict=True):
-        low, high = np.transpose([found[name] for found in ends])
-        assert np.mean((low <= mean) & (mean <= high)) >= 0.87, name
-        assert (high - low).mean() < (30 if name == "authpct" else 3.2)
-
-
-# The numbers of a table
-
-
-def test_numbers_and_intervals_from_lists_equal_those_from_points():
-    t, v, f = (gaussian(n, 6, shift, seed=n) for n, shift in ((120, 0), (90, 0), (60, 0.4)))
-    f[:20] = t[:20] * 1.5  # copies, by cosine
-    lists = metrics.neighbor_lists(["TT", "VV", "FF", "TV", "TF", "VF"],
-                                   {"T": t, "V": v, "F": f}, 60)
-    assert lists["FT"].indices.shape == (60, 64) and lists["TF"].indices.shape == (120, 32)
-    assert lists["VV"].indices.shape == (90, 48)
-    rows = torch.arange(120)[::2], torch.arange(90)[15:75], torch.arange(60)
-
-    def accuracies(x, y, z):
-        aa = [accuracy(x, z), accuracy(y, z)]
-        return [*aa, aa[1] - aa[0], authenticity(x, z)]
-
-    points = t[rows[0]], v[rows[1]], f
-    low, high = metrics.interval(accuracies, *points, bounds=([0, 0, -1, 0], [1, 1, 1, 100]))
-    names = ["aa_train_x", "aa_test_x", "privacy_loss_x", "authpct_x"]
-    assert metrics.numbers([metrics.neighbor_measure(lists, rows, "_x")], 60) == {
-        "n": 60, **dict(zip(names, accuracies(*points), strict=True)),
-        "intervals": dict(zip(names, map(list, zip(low, high, strict=True)), strict=True))}
-    real = metrics.numbers([metrics.neighbor_measure(lists, rows[:2], fake="V")], 60)
-    assert list(real["intervals"]) == ["aa_train", "authpct"]
-    assert real["aa_train"] == accuracy(*points[:2])
-    assert real["authpct"] == authenticity(*points[:2])
-
-
-def test_numbers_of_features_and_what_needs_more_points():
-    x, y, z = (gaussian(200, 8, n / 500, seed=n) for n in (100, 101, 102))
-    values = metrics.numbers(metrics.distribution_measures({"train": x, "validation": y}, z), 200)
-    names = ["fid_train", "fid_validation", "kid_train", "kid_validation", "precision", "recall",
-             "density", "coverage", "fid_infinity_train", "fid_infinity_validation"]
-    assert list(values) == ["n", *names, "intervals"] and list(values["intervals"]) == names
-    for name, expected in {
-            "fid_validation": metrics.frechet_distance(y, z),
-            "kid_train": metrics.kernel_distance(x, z),
-            "recall": metrics.precision_recall_density_coverage(x, z)["recall"],
-            "fid_infinity_train": metrics.frechet_distance_infinity(x, z)}.items():
-        assert values[name] == pytest.approx(expected, rel=1e-9)
-    for n, numbers, intervals in ((199, 8, 8), (6, 8, 4), (3, 4, 0)):
-        measures = metrics.distribution_measures({"train": x[:n], "validation": y[:n]}, z[:n],
-                                                 "fd_dinov2", "kd_dinov2")
-        few, named = metrics.numbers(measures, n), [
-            name.replace("fid", "fd_dinov2").replace("kid", "kd_dinov2") for name in names]
-        assert list(few) == ["n", *named[:numbers], "intervals"]
-        assert list(few["intervals"]) == named[:intervals]
 
 
 # Intervals
@@ -490,8 +383,10 @@ def share(name):
     (lambda x, _, z: metrics.frechet_distance(x, z), 24, 40, 0.3, None, 0.85),  # n < d
     (share("precision"), 50, 3, 0.8, None, 0.85),
     (share("coverage"), 50, 3, 0.8, None, 0.85),
-    (lambda x, y, z: accuracy(y, z) - accuracy(x, z),
-     50, 3, 0.0, None, 0.9)])
+    (metrics.privacy_loss, 50, 3, 0.0, None, 0.9),
+    (lambda x, y, z: metrics.suspected_copies(x, y, z).double().mean().item(),
+     100, 2, 0.0, None, 0.9),
+    (lambda x, _, z: metrics.effective_number(z), 60, 5, 0.3, None, 0.85)])
 def test_interval_covers_the_truth(statistic, n, d, shift, truth, least):
     """The number itself, at this n: its mean over many draws is its truth where none is known."""
 
