@@ -68,12 +68,12 @@ def perceptual_distance(kind, numerics):
     if kind == "l1":
         return lambda xs, ys: sum((x - y).abs().mean((1, 2, 3)).sum()
                                   for x, y in zip(xs, ys, strict=True))
-    from common.features import WeightsError, lpips_network
+    from common.weights import WeightsError, lpips_network
 
     try:
         network = lpips_network("vgg", device=numerics.device)
     except WeightsError as error:
-        cli.fail(str(error).replace("--weights random", "--reconstruction l1"))
+        cli.fail(f"{error}, or choose --reconstruction l1")
     weights = [head.model[-1].weight[0] for head in network.lins]
 
     def features(batches):

@@ -32,7 +32,7 @@ import tiny
 
 import nets
 import train_fastgan
-from common import devices, features, photos
+from common import devices, photos, weights
 
 POLICY = ["color", "translation"]
 STUDY = {"fastgan": (256, 256, 8), "gan": (28, 50, 128), "dcgan": (64, 100, 128),
@@ -108,8 +108,8 @@ def fastgan_steps(args, device):
     average = [p.detach().clone() for p in networks["generator"].parameters()]
     fp32 = devices.Numerics(device, "fp32")
     fast = devices.Numerics(device, args.precision)
-    lpips = features.lpips_network("vgg", "random", device)
-    with patch.object(features, "lpips_network", lambda *_, **__: lpips):
+    lpips = weights.lpips_network("vgg", "random", device)
+    with patch.object(weights, "lpips_network", lambda *_, **__: lpips):
         distance, fast_distance = (train_fastgan.perceptual_distance("lpips", numerics)
                                    for numerics in (fp32, fast))
 

@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import train_fastgan
-from common import checkpoints, devices, features
+from common import checkpoints, devices, weights
 
 
 def test_memory_that_runs_out_is_one_line(script, bedrooms, tmp_path):
@@ -74,7 +74,7 @@ def test_a_compiled_run_resumes_exactly_and_computes_what_the_eager_one_does(scr
 
 @functools.cache
 def perceptual_network(device):
-    return features.lpips_network("vgg", "random", device)
+    return weights.lpips_network("vgg", "random", device)
 
 
 def trainer(model, rate, device="cpu", precision="fp32"):
@@ -84,7 +84,7 @@ def trainer(model, rate, device="cpu", precision="fp32"):
     """
     numerics = devices.Numerics(torch.device(device), precision)
     lpips = perceptual_network(device) if model == "fastgan" else None
-    with mock.patch.object(features, "lpips_network", lambda *_, **__: lpips):
+    with mock.patch.object(weights, "lpips_network", lambda *_, **__: lpips):
         distance = train_fastgan.perceptual_distance("lpips" if lpips else "l1", numerics)
     networks = {name: net.to(device) for name, net in tiny.networks(model).items()}
     optimizer = torch.optim.AdamW if model == "gan" else torch.optim.Adam

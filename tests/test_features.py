@@ -1,316 +1,111 @@
-"""common/features.py against the reference implementations, on seeded random weights."""
+"""Sets of images to features: each image once through each network, from the cache after that.
 
-import hashlib
-import warnings
-from functools import partial
-from urllib.error import URLError
+What is tested are the sets, so quick networks stand in for the large ones.
+"""
+
+import functools
 
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
-import torchvision
-from test_metrics import global_random_state_is_untouched  # noqa: F401 (also for the tests here)
+from drawn import smooth
 
 import metrics
-from common import features
+from common import features, perceptual, weights
 
-
-def drawn(n, size=64, seed=0):
-    """Smooth uint8 images of random colours: unlike noise, they differ in what they show."""
-    generator = torch.Generator().manual_seed(seed)
-    coarse = torch.rand(n, 3, 5, 5, generator=generator) * 255
-    return F.interpolate(coarse, size=(size, size), mode="bicubic").clamp(0, 255).byte()
-
-
-@pytest.fixture(scope="module")
-def inception():
-    return features.inception_network("random")
+pytestmark = pytest.mark.usefixtures("random_state_untouched")
+CPU = torch.device("cpu")
+TRAIN, VALIDATION, SAMPLES = 9, 8, 6  # images in the three sets; ROWS of each are compared
+ROWS, FEW = 6, [0, 2, 3, 5]
 
 
 @pytest.fixture(scope="module")
-def resnet():
-    return features.resnet50_network("random")
+def stand_ins():
+    """{name in weights.py: a network}: EfficientNet for ResNet-50, a random one for Inception."""
+    embedding = weights.efficientnet_lite2_network()
+    other = weights.efficientnet_lite2_network("random")
+    return {"efficientnet_lite2_network": embedding, "resnet50_network": embedding,
+            "inception_network": other, "dinov2_network": other,
+            "lpips_network": weights.lpips_network("alex", "random")}
 
 
-# Networks
+@pytest.fixture(autouse=True)
+def asked(monkeypatch, stand_ins):
+    """The (name, arguments) with which weights.py was asked for networks."""
+    calls = []
+
+    def give(name, *arguments, **options):
+        calls.append((name, arguments, options))
+        return stand_ins[name]
+
+    for name in stand_ins:
+        monkeypatch.setattr(weights, name, functools.partial(give, name))
+    return calls
 
 
-def test_inception_features_equal_those_of_pytorch_fid(inception, monkeypatch):
-    reference = pytest.importorskip("pytorch_fid.inception")
-    state = features._network("inception", features._fid_inception, "random").state_dict()
-    monkeypatch.setattr(reference, "load_state_dict_from_url", lambda *_, **__: state)
-    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        theirs = reference.InceptionV3([3]).eval()
-    images = drawn(6, 200)
-    with torch.no_grad():
-        expected = theirs(images / 255)[0][:, :, 0, 0]
-    ours = features.features(images, inception)
-    assert ours.shape == (6, 2048) and ours.dtype == torch.float32
-    assert (ours - expected).norm() < 1e-4 * expected.norm()
-    torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-4 * expected.abs().mean())
+def image_set(name, images, cache, rows=None):
+    """An ImageSet in batches of 3 that counts the images it gave."""
+    def batches(rows):
+        whole.given += len(rows)
+        return images[rows].split(3)
+
+    whole = features.ImageSet(name, f"key of {name}", len(images), batches, cache)
+    whole.given = 0
+    few = torch.tensor(FEW)
+    return whole if rows is None else whole.choose(rows, few)
 
 
-def test_resnet_embedding_is_torchvisions(resnet):
-    net = features._network("resnet50", torchvision.models.resnet50, "random")
-    net.fc = torch.nn.Identity()
-    images = drawn(3, 224)
-    with torch.no_grad():
-        normalize = torchvision.transforms.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
-        expected = net(normalize(images / 255))
-    ours = features.features(images, resnet)
-    assert (ours - expected).norm() < 1e-4 * expected.norm()
+@pytest.fixture(scope="module")
+def images():
+    train, validation = (smooth(n, seed=i) for i, n in enumerate((TRAIN, VALIDATION)))
+    samples = torch.cat([smooth(SAMPLES - 2, seed=2), train[[1, 7]]])  # two copies
+    return {"train": train, "validation": validation, "samples": samples}
 
 
-def test_pieces_are_what_torchvisions_second_stage_sees_of_14_by_14_cells():
-    net = features._network("resnet50", torchvision.models.resnet50, "random")
-    images, maps = drawn(3, 224), []
-    net.layer2.register_forward_hook(lambda *call: maps.append(call[-1]))
-    with torch.no_grad():
-        normalize = torchvision.transforms.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
-        net(normalize(images / 255))
-    ours = features.features(images, features.pieces_network("random"))
-    assert ours.shape == (3, features.CELLS**2, 128)
-    torch.testing.assert_close(ours.norm(dim=2), torch.ones(3, 196))
-    blocks = maps[0].view(3, 512, 14, 2, 14, 2).mean((3, 5))  # image, channel, row, column
-    cells = torch.stack([blocks[1, :, row, column] for row in range(14) for column in range(14)])
-    exact = metrics.pairwise_cosine(cells, cells)
-    nearly, apart = metrics.pairwise_cosine(ours[1], ours[1]), ~torch.eye(196, dtype=torch.bool)
-    change = nearly[apart] / exact[apart] - 1  # by the projection: sqrt(2 / 128) in theory
-    assert change.mean().abs() < 0.06 and 0.06 < change.std() < 0.25
-    moved = images.roll(32, 3)  # by two cells
-    inner = features.features(moved, features.pieces_network("random")).view(3, 14, 14, 128)
-    near = ours.view(3, 14, 14, 128)[:, 4:10, 4:8] * inner[:, 4:10, 6:10]
-    assert (1 - near.sum(3)).median() < 0.2 * nearly.median()
+CHOSEN = {"train": torch.tensor([0, 1, 3, 4, 7, 8]), "validation": torch.tensor([0, 2, 3, 5, 6, 7]),
+          "samples": torch.arange(SAMPLES)}
 
 
-def timm_vit(side=37, width=64):
-    """timm's DINOv2 architecture, small, with random weights of every kind."""
-    timm = pytest.importorskip("timm.models.vision_transformer")
-    with torch.random.fork_rng(devices=[]):
-        net = timm.VisionTransformer(img_size=14 * side, patch_size=14, embed_dim=width, depth=3,
-                                     num_heads=4, init_values=1.0, num_classes=0).eval()
-        for value in net.parameters():
-            torch.nn.init.normal_(value, std=0.3 if value.ndim < 2 else value.shape[-1] ** -0.5)
-    return net.requires_grad_(False)
+@pytest.fixture
+def sets(images, tmp_path):
+    return [image_set(name, images[name], tmp_path / name, rows) for name, rows in CHOSEN.items()]
 
 
-def test_dinov2_equals_timms_at_its_native_resolution():
-    theirs = timm_vit()
-    with torch.device("meta"):
-        ours = features._vision_transformer(37, 64, 3, 4).eval()
-    ours.load_state_dict(features._from_dinov2(theirs.state_dict(), 37), assign=True)
-    images = torch.randn(2, 3, 518, 518, generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        expected = theirs(images)
-        torch.testing.assert_close(ours(images), expected, rtol=0,
-                                   atol=1e-4 * expected.abs().mean().item())
+def same_sets(sets):
+    """The sets as another process has them: without features, and without their images."""
+    again = [features.ImageSet(x.name, x.key, x.n, None, x.cache) for x in sets]
+    return [x.choose(CHOSEN[x.name], torch.tensor(FEW)) for x in again]
 
 
-def test_dinov2_of_a_file_resamples_its_positions(tmp_path, monkeypatch):
-    """From 37 x 37 to 16 x 16 by cubic convolution (Keys 1981, a = -0.75) at a scale of 16.1 / 37,
-    and to 224 x 224 pixels as clean-fid resizes; a file of half precision is loaded in single."""
-    monkeypatch.setattr(features, "_vision_transformer", partial(
-        features._vision_transformer, width=64, depth=3, heads=4))
-    theirs = timm_vit()
-    state = {name: value.half() for name, value in theirs.state_dict().items()}
-    theirs.load_state_dict({name: value.float() for name, value in state.items()})
-    torch.save({**state, "mask_token": torch.zeros(1, 64)}, tmp_path / "dinov2.pth")
-    network = features.dinov2_network(tmp_path / "dinov2.pth")
-    for wrong in ({**state, "register_tokens": torch.zeros(1, 4, 64)}, {"pos_embed": torch.ones(5)},
-                  {**state, "blocks.0.ls1.gamma": torch.tensor(1.0)}):
-        torch.save(wrong, tmp_path / "wrong.pth")
-        with pytest.raises(features.WeightsError, match="does not hold the weights of dinov2"):
-            features.dinov2_network(tmp_path / "wrong.pth")
-
-    def weights(i):  # of the 37 positions along a side, for the new one i
-        at = (i + 0.5) * 37 / 16.1 - 0.5
-        row = np.zeros(37)
-        for j in range(int(np.floor(at)) - 1, int(np.floor(at)) + 3):
-            x = abs(at - j)
-            row[min(max(j, 0), 36)] += (1.25 * x**3 - 2.25 * x**2 + 1 if x <= 1 else
-                                        -0.75 * (x**3 - 5 * x**2 + 8 * x - 4))
-        return row
-
-    matrix = np.stack([weights(i) for i in range(16)])
-    grid = theirs.pos_embed[0, 1:].view(37, 37, 64).double().numpy()
-    grid = np.einsum("ai,bj,ijc->abc", matrix, matrix, grid).reshape(256, 64)
-    positions = network.net.encoder.pos_embedding
-    assert positions.dtype == torch.float32 and positions.shape == (1, 257, 64)
-    np.testing.assert_allclose(positions[0, 1:], grid, atol=1e-5)
-    assert torch.equal(positions[0, 0], theirs.pos_embed[0, 0])
-
-    cleanfid = pytest.importorskip("cleanfid.resize")
-    resize = cleanfid.make_resizer("PIL", False, "bicubic", (224, 224))
-    image = drawn(1, 400)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        small = torch.from_numpy(resize(image[0].permute(1, 2, 0).numpy())).permute(2, 0, 1)
-    small = torchvision.transforms.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])(
-        small / 255)
-    with torch.no_grad():
-        torch.testing.assert_close(features.features(image, network), network.net(small[None]),
-                                   rtol=0, atol=1e-2)
+@torch.inference_mode()
+def cells_of(images, network):
+    return network.with_cells(images)[1]
 
 
-@pytest.mark.parametrize("size", [(64, 64), (299, 299), (400, 333)])
-def test_clean_resize_equals_clean_fid(size):
-    resize = pytest.importorskip("cleanfid.resize").build_resizer("clean")
-    image = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
-    ours = features._prepare_clean_fid(torch.from_numpy(image).permute(2, 0, 1)[None].float())
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        expected = (resize(image) - 128) / 128
-    np.testing.assert_allclose(ours[0].permute(1, 2, 0).numpy(), expected, atol=1e-4)
-
-
-def test_features_of_an_image_do_not_depend_on_its_batch(inception, resnet):
-    images = drawn(7, 96)
-    for network in (inception, resnet):
-        together = features.features(images.numpy(), network, batch_size=4)
-        alone = features.features(images, network, batch_size=1)
-        assert (together - alone).norm(dim=1).max() < 1e-5 * alone.norm(dim=1).min()
-
-
-def test_random_weights_are_the_same_each_time_and_tell_images_apart(resnet):
-    again = features.resnet50_network("random").state_dict()
-    assert all(torch.equal(value, again[key]) for key, value in resnet.state_dict().items())
-    for name, build, total in (("inception", features._fid_inception, 726221),
-                               ("resnet50", torchvision.models.resnet50, 884112)):
-        # In every version: cached features and published tables are made with them.
-        state = features._network(name, build, "random").state_dict()
-        assert sum(value.double().abs().sum() for value in state.values()) == pytest.approx(
-            total, abs=5)
-    x, y = (features.features(drawn(12, 96, seed), resnet) for seed in (1, 2))
-    noise = np.random.default_rng(0).integers(0, 256, (12, 3, 96, 96), dtype=np.uint8)
-    far = metrics.frechet_distance(x, features.features(noise, resnet))
-    assert metrics.frechet_distance(x, y) < far / 2
-    assert metrics.pairwise_cosine(x, y).min() > 1e-3
+# Images to features
 
 
 @pytest.mark.parametrize("images", [
     np.zeros((2, 3, 64, 64)), np.zeros((2, 64, 64, 3), np.uint8), np.zeros((0, 3, 9, 9), np.uint8)])
-def test_images_that_are_none(images, resnet):
+def test_images_that_are_none(images, stand_ins):
     with pytest.raises(ValueError, match="uint8"):
-        features.features(images, resnet)
+        features.features(images, stand_ins["efficientnet_lite2_network"])
 
 
-# Weights
+def test_resized():
+    images = smooth(2, 64)
+    assert features.resized(images, 64) is images
+    small = features.resized(images, 16)
+    means = images.float().unflatten(2, (16, 4)).unflatten(4, (16, 4)).mean((3, 5))
+    assert small.dtype == torch.uint8 and (small.float() - means).abs().max() < 10
 
 
-@pytest.fixture
-def hub(tmp_path, monkeypatch):
-    """An empty torch.hub cache and a 'release' of SqueezeNet weights at a file:// URL."""
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "home"))
-    with torch.random.fork_rng(devices=[]):
-        torch.save(torchvision.models.squeezenet1_1().state_dict(), tmp_path / "release")
-    digest = hashlib.sha256((tmp_path / "release").read_bytes()).hexdigest()
-    release = (tmp_path / "release").rename(tmp_path / f"squeezenet1_1-{digest[:8]}.pth")
-    monkeypatch.setitem(features.WEIGHTS, "squeeze", release.as_uri())
-    return release, tmp_path / "home/hub/checkpoints" / release.name
-
-
-def test_pretrained_weights_are_downloaded_cached_and_verified(hub):
-    release, cached = hub
-    network = features.lpips_network("squeeze")
-    expected = torch.load(release, weights_only=True)["features.0.weight"]
-    assert torch.equal(network.net.slice1[0].weight, expected)
-    assert not any(p.requires_grad for p in network.parameters()) and not network.training
-    content = bytearray(cached.read_bytes())
-    release.unlink()
-    features.lpips_network("squeeze")  # needs the cache alone
-    content[len(content) // 2] ^= 1
-    cached.write_bytes(content)
-    with pytest.raises(features.WeightsError, match="damaged") as error:
-        features.lpips_network("squeeze")
-    assert str(cached) in str(error.value)
-    cached.unlink()  # a download with another hash is refused
-    release.write_bytes(content)
-    with pytest.raises(features.WeightsError, match="hash"):
-        features.lpips_network("squeeze")
-    assert not cached.exists()
-
-
-@pytest.mark.parametrize("make", ["inception", "resnet50", "dinov2", "alex", "vgg", "squeeze"])
-def test_without_network_and_cache_the_error_says_what_to_do(make, hub, monkeypatch):
-    def unreachable(*_, **__):
-        raise URLError("no route to host")
-
-    monkeypatch.setattr(torch.hub, "download_url_to_file", unreachable)
-    build = {name: getattr(features, f"{name}_network")
-             for name in ("inception", "resnet50", "dinov2")}
-    with pytest.raises(features.WeightsError) as error:
-        build.get(make, partial(features.lpips_network, make))("pretrained")
-    message, url = str(error.value), features.WEIGHTS[make]
-    assert url in message and str(hub[1].parent / url.rsplit("/", 1)[1]) in message
-    assert "--weights random" in message and "\n" not in message
-
-
-def test_weights_from_a_path(tmp_path, hub, resnet):
-    images = drawn(2, 96)
-    net = features._network("resnet50", torchvision.models.resnet50, "random")
-    torch.save(net.state_dict(), tmp_path / "resnet.pth")
-    ours = features.features(images, features.resnet50_network(tmp_path / "resnet.pth"))
-    assert torch.equal(ours, features.features(images, resnet))
-    features.lpips_network("squeeze", hub[0])
-    (tmp_path / "text.pth").write_text("not weights")
-    (tmp_path / "empty.pth").touch()
-    torch.save([1, 2], tmp_path / "list.pth")
-    for name in ("text.pth", "empty.pth", "list.pth", "absent.pth", "resnet.pth"):
-        for make in (features.inception_network, features.dinov2_network,
-                     partial(features.lpips_network, "squeeze")):
-            with pytest.raises(features.WeightsError, match=name) as error:
-                make(str(tmp_path / name))
-            assert "\n" not in str(error.value)
-
-
-# LPIPS
-
-
-@pytest.mark.parametrize("net, size", [
-    ("alex", 64), ("alex", 160), ("alex", 512), ("squeeze", 96), ("vgg", 64)])
-def test_pairwise_lpips_equals_the_module_pair_by_pair(net, size):
-    network = features.lpips_network(net, "random")
-    x, y = drawn(3, size), drawn(4, size, seed=1)
-    y[0] = x[1]
-    with torch.inference_mode():
-        expected = torch.stack([
-            torch.cat([network(a[None] / 127.5 - 1, b[None] / 127.5 - 1).flatten() for b in y])
-            for a in x])
-    ours = features.pairwise_lpips(x, y, network)
-    assert expected.max() > 0.05
-    torch.testing.assert_close(ours, expected, rtol=0, atol=1e-5)
-    assert ours[1, 0] == 0 and ours.dtype == torch.float32
-    assert (features.pairwise_lpips(x, x, network).diagonal() == 0).all()
-
-
-def test_lpips_features_are_points_computed_once(monkeypatch):
-    x, y, alex = drawn(7), drawn(5, seed=1), features.lpips_network("alex", "random")
-    expected, close = features.pairwise_lpips(x, y, alex), partial(
-        torch.testing.assert_close, rtol=0, atol=1e-6)
-    points = features.lpips_features(iter(x.split([3, 4])), alex, total=7)
-    with monkeypatch.context() as patch:
-        patch.setattr(features, "lpips_features", None)  # no forward pass from here on
-        assert len(points) == 7 and len(points[2:4]) == 2
-        rows = [4, 0, 2]
-        among = features.pairwise_lpips(points[rows], points[1:], alex)
-        assert among.shape == (3, 6) and among[2, 1] == 0
-    close(among, features.pairwise_lpips(x[rows], x[1:], alex))
-    close(features.pairwise_lpips(points[rows], y, alex), expected[rows])
-    with pytest.raises(ValueError, match="one size"):
-        features.pairwise_lpips(points, drawn(2, 96), alex)
-    for batches, total in (([x], 6), ([x], 8), ([x, drawn(2, 96)], 9)):
-        with pytest.raises(ValueError, match="LPIPS features of"):
-            features.lpips_features(batches, alex, total=total)
-
-
-# Whole sets
+# Kept on disk
 
 
 def test_a_cache_is_whole_and_of_its_name_or_none(tmp_path, capsys):
     value = {"a": [torch.arange(5000), (torch.ones(2), torch.zeros(2))]}
-    path, other = (features.cache_path(tmp_path / "new", "resnet", [1, key]) for key in "ab")
+    path, other = (features.cache_path(tmp_path / "new", "embeddings", [1, key]) for key in "ab")
     assert path != other and features.read_cache(path) is None
     features.write_cache(path, value)
     read = features.read_cache(path)
@@ -326,32 +121,264 @@ def test_a_cache_is_whole_and_of_its_name_or_none(tmp_path, capsys):
     assert "warning: " in capsys.readouterr().err
 
 
-def test_one_pass_gives_the_same_embeddings_and_pieces_as_two(tmp_path):
-    images = drawn(5, 96)
-
-    def found(*calls):
-        networks = features.FeatureNetworks("random", "cpu")
-        whole = features.ImageSet("set", "key", 5, lambda rows: images[rows].split(3),
-                                  tmp_path / str(len(calls)))
-        for names in calls:
-            whole.load(names, networks)
-        again = features.ImageSet("set", "key", 5, None, whole.cache)
-        again.load(["resnet"], networks)  # from the cache
-        assert torch.equal(again.features["resnet"], whole.features["resnet"])
-        return whole.features
-
-    together, apart = found(["resnet", "pieces"]), found(["resnet"], ["pieces"])
-    assert together.keys() == apart.keys() and together["pieces"].shape == (5, 196, 128)
-    for name, value in together.items():
-        torch.testing.assert_close(value, apart[name], rtol=1e-6, atol=1e-6)
-    embeddings = next((tmp_path / "1").glob("resnet_*.pt"))
-    assert embeddings.stat().st_size < 2 * 5 * 2048 * 4  # without the pieces
+# Networks
 
 
-def test_a_subset_of_an_image_set(tmp_path):
-    images = drawn(6)
-    whole = features.ImageSet("set", "key", 6, lambda rows: [images[rows]], tmp_path)
-    assert whole.subset(torch.arange(6)) is whole
-    some = whole.subset(torch.tensor([1, 4]))
-    assert torch.equal(next(iter(some.batches(torch.tensor([1])))), images[[4]])
-    assert len({whole.key, some.key, whole.subset(torch.tensor([1, 5])).key}) == 3
+@pytest.mark.parametrize("kind, names, first, second", [
+    ("efficientnet", {"embeddings", "cells", "spectra"}, None, "efficientnet_lite2"),
+    ("inception", {"features", "embeddings", "cells", "spectra"}, "inception", "resnet50"),
+    ("dinov2", {"features", "embeddings", "cells", "spectra"}, "dinov2", "resnet50")])
+def test_networks_of_a_kind_are_made_when_needed_and_once(kind, names, first, second, asked):
+    networks = features.FeatureNetworks(kind, CPU, "clean")
+    assert networks.names == names and networks.lpips == (kind != "efficientnet") and not asked
+    assert networks["embeddings"] is networks["embeddings"]
+    assert asked == [(f"{second}_network", (), {"device": CPU})]
+    if first:
+        assert networks["features"] is networks["features"]
+        options = {"resize": "clean"} if first == "inception" else {}
+        assert asked[1:] == [(f"{first}_network", (), {"device": CPU, **options})]
+        assert networks["lpips"] is networks["lpips"]
+        assert asked[2:] == [("lpips_network", ("alex",), {"device": CPU})]
+
+
+def test_keys_tell_apart_what_is_of_other_networks():
+    plain = features.FeatureNetworks("inception", CPU).keys
+    others = {"efficientnet": features.FeatureNetworks("efficientnet", CPU),
+              "dinov2": features.FeatureNetworks("dinov2", CPU),
+              "clean": features.FeatureNetworks("inception", CPU, "clean"),
+              "smaller": features.FeatureNetworks("inception", CPU, lpips_size=64)}
+    same = {kind: {name for name in networks.names | {"lpips"} if networks.keys[name] == plain[name]
+                   } for kind, networks in others.items()}
+    assert same == {"efficientnet": {"spectra", "lpips"},
+                    "dinov2": {"embeddings", "cells", "spectra", "lpips"},
+                    "clean": {"embeddings", "cells", "spectra", "lpips"},
+                    "smaller": {"features", "embeddings", "cells", "spectra"}}
+
+
+@pytest.mark.parametrize("kind, says", [
+    ("inception", "no weights, or choose --features efficientnet, which needs no download"),
+    ("efficientnet", "no weights")])
+def test_weights_that_cant_be_had_end_the_program_by_one_line(kind, says, monkeypatch, capsys):
+    def missing(**_):
+        raise weights.WeightsError("no weights")
+
+    for name in ("inception_network", "efficientnet_lite2_network"):
+        monkeypatch.setattr(weights, name, missing)
+    networks = features.FeatureNetworks(kind, CPU, lpips_size=64)
+    with pytest.raises(SystemExit) as stop:
+        networks[min(networks.names - {"cells", "embeddings"}) if kind == "inception" else
+                 "embeddings"]
+    assert stop.value.code == 2 and capsys.readouterr().err.splitlines()[-1].endswith(says)
+
+
+# Whole sets
+
+
+def test_each_image_goes_once_through_each_network(images, tmp_path, stand_ins):
+    """In one pass over the images; a second time none, from memory or from disk; what is missing
+    on disk alone is computed anew."""
+    passed = {}
+    hooks = [stand_ins[f"{name}_network"].register_forward_hook(
+        lambda *call, name=name: passed.update({name: passed.get(name, 0) + len(call[2])}))
+        for name in ("resnet50", "inception")]
+    body = stand_ins["resnet50_network"].net["body"].register_forward_hook(
+        lambda *call: passed.update(body=passed.get("body", 0) + len(call[2])))
+    networks = features.FeatureNetworks("inception", CPU, lpips_size=64)
+    whole = image_set("train", images["train"], tmp_path)
+    whole.load(networks.names, networks)
+    # Embeddings and cells are made of one pass.
+    assert whole.given == TRAIN and passed == {"inception": TRAIN, "body": TRAIN}
+    whole.load(networks.names, networks)
+    again = features.ImageSet("train", whole.key, TRAIN, None, tmp_path)
+    again.load(networks.names, networks)
+    assert whole.given == TRAIN and passed["body"] == TRAIN
+    for hook in (*hooks, body):
+        hook.remove()
+    assert again.features.keys() == whole.features.keys() == networks.names
+    expected = {"features": features.features(images["train"], networks["features"]),
+                "embeddings": features.features(images["train"], networks["embeddings"]),
+                "cells": cells_of(images["train"], networks["embeddings"]),
+                "spectra": features.features(images["train"], features.Spectrum())}
+    for name, value in expected.items():
+        assert torch.equal(again.features[name], whole.features[name])
+        torch.testing.assert_close(whole.features[name], value, rtol=1e-5, atol=1e-5)
+
+    for name in ("cells", "embeddings"):  # one without the other
+        other = image_set("train", images["train"], tmp_path)
+        for path in tmp_path.glob(f"{name}_*.pt"):
+            path.unlink()
+        other.load(networks.names, networks)
+        assert other.given == TRAIN
+        torch.testing.assert_close(other.features[name], expected[name], rtol=1e-5, atol=1e-5)
+    assert len(list(tmp_path.glob("*.pt"))) == 4
+
+
+def test_cells_and_spectra_are_of_few(images, tmp_path):
+    networks = features.FeatureNetworks("efficientnet", CPU)
+    whole = image_set("train", images["train"], tmp_path, CHOSEN["train"])
+    assert whole.few.tolist() == [0, 3, 4, 8]
+    whole.load(networks.names, networks)
+    few = images["train"][whole.few]
+    torch.testing.assert_close(whole.features["cells"], cells_of(few, networks["embeddings"]),
+                               rtol=0, atol=1e-5)
+    torch.testing.assert_close(whole.features["spectra"],
+                               features.features(few, features.Spectrum()), rtol=1e-3, atol=1e-3)
+    assert whole.features["embeddings"].shape == (TRAIN, 1280)
+    other = image_set("train", images["train"], tmp_path).choose(
+        CHOSEN["train"], torch.tensor([4]))  # in the last batch alone
+    other.load(networks.names, networks)  # the first's cells and spectra are not these
+    torch.testing.assert_close(other.features["cells"],
+                               cells_of(images["train"][[7]], networks["embeddings"]),
+                               rtol=0, atol=1e-5)
+    assert len(other.features["spectra"]) == 1
+    assert len(list(tmp_path.glob("embeddings_*.pt"))) == 1
+
+
+# What is compared
+
+
+def check_space(space, points, functions):
+    """The numbers of a space are those of the same points as plain features."""
+    for function in functions:
+        assert function(*space) == pytest.approx(function(*points), rel=1e-6, abs=1e-9)
+
+
+def aa_train(train, validation, samples):
+    return metrics.adversarial_accuracy(train, samples)
+
+
+def distances_to_train(train, validation, samples):
+    return metrics.frechet_distance(train, samples), metrics.kernel_distance(train, samples)
+
+
+def copies(*sets):
+    return metrics.suspected_copies(*sets).tolist()
+
+
+@pytest.mark.parametrize("kind", ["efficientnet", "inception"])
+def test_spaces_are_views_of_what_is_compared(kind, sets, images, stand_ins):
+    networks = features.FeatureNetworks(kind, CPU, lpips_size=64)
+    spaces = features.spaces(networks, *sets)
+    assert [x.given for x in sets] == [TRAIN, VALIDATION, SAMPLES]  # once through all networks
+    assert spaces.keys() == {"features", "embeddings", "all embeddings", "cells", "spectra",
+                             *(["lpips", "all lpips"] if kind == "inception" else [])}
+    assert all(isinstance(x, metrics.View) for name, space in spaces.items() if name != "spectra"
+               for x in space)
+    assert {name: [len(x) for x in space] for name, space in spaces.items()} == {
+        **dict.fromkeys(spaces, [ROWS] * 3), "cells": [len(FEW)] * 3, "spectra": [len(FEW)] * 2,
+        **{name: [TRAIN, VALIDATION, SAMPLES] for name in spaces if "all" in name}}
+    embeddings = [features.features(x, stand_ins["resnet50_network"]) for x in images.values()]
+    compared = [x[CHOSEN[name]] for x, name in zip(embeddings, CHOSEN, strict=True)]
+    check_space(spaces["embeddings"], compared, [aa_train, metrics.privacy_loss])
+    check_space(spaces["all embeddings"], embeddings, [copies])
+    assert copies(*spaces["all embeddings"])[-2:] == [True, True]
+    others = compared if kind == "efficientnet" else [
+        features.features(x, stand_ins["inception_network"])[CHOSEN[name]]
+        for name, x in images.items()]
+    check_space(spaces["features"], others, [distances_to_train])
+    if kind == "inception":
+        lpips = [perceptual.lpips_points([x], stand_ins["lpips_network"], len(x))
+                 for x in images.values()]
+        check_space(spaces["all lpips"], lpips, [copies])
+        check_space(spaces["lpips"], [x[CHOSEN[name]] for x, name in zip(lpips, CHOSEN, strict=True)
+                                      ], [aa_train, metrics.privacy_loss])
+    cells = [cells_of(images[x.name][x.few], stand_ins["resnet50_network"]) for x in sets]
+    assert metrics.pieces(*spaces["cells"]) == metrics.pieces(*cells)
+    powers = [features.features(images[x.name][x.few], features.Spectrum()) for x in sets]
+    for found, expected in zip(spaces["spectra"], powers[::2], strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
+
+
+def test_spaces_of_real_are_of_the_photos_alone(sets):
+    networks = features.FeatureNetworks("inception", CPU, lpips_size=64)
+    spaces = features.spaces(networks, *sets[:2])
+    assert spaces.keys() == {"features", "embeddings", "all embeddings", "lpips", "all lpips",
+                             "spectra"}
+    assert {len(space) for space in spaces.values()} == {2}
+    assert spaces["spectra"][1] is sets[1].features["spectra"]
+    tiny = [image_set(x.name, smooth(x.n, 12), x.cache / "tiny", x.rows) for x in sets]
+    assert "spectra" not in features.spaces(features.FeatureNetworks("efficientnet", CPU), *tiny)
+
+
+def test_lpips_distances_are_kept_on_disk(sets, images, stand_ins, monkeypatch):
+    """Of photos those that REAL computed before; with no pass over images a second time."""
+    networks = features.FeatureNetworks("inception", CPU, lpips_size=64)
+    computed, pairs = [], perceptual.pairwise_lpips
+    monkeypatch.setattr(perceptual, "pairwise_lpips", lambda x, y: (
+        computed.append((len(x), len(y))), pairs(x, y))[1])
+    features.lpips_views(networks, *sets[:2])
+    assert computed == [(TRAIN, TRAIN), (VALIDATION, TRAIN), (VALIDATION, VALIDATION)]
+    computed.clear()
+    views = features.lpips_views(networks, *sets)
+    assert computed == [(SAMPLES, TRAIN), (SAMPLES, VALIDATION), (SAMPLES, SAMPLES)]
+    assert [x.given for x in sets] == [TRAIN, VALIDATION, SAMPLES]
+    computed.clear()
+    again = features.lpips_views(networks, *same_sets(sets))
+    assert not computed and torch.equal(again[0].matrix, views[0].matrix)
+    points = perceptual.lpips_points(images.values(), stand_ins["lpips_network"],
+                                     TRAIN + VALIDATION + SAMPLES)
+    torch.testing.assert_close(views[0].matrix, pairs(points, points), rtol=0, atol=1e-5)
+    assert torch.cat([x.rows for x in views]).tolist() == list(range(len(points)))
+    assert [len(x) for x in views] == [TRAIN, VALIDATION, SAMPLES]
+
+
+def test_images_are_shrunk_for_lpips(sets, images, stand_ins):
+    networks = features.FeatureNetworks("inception", CPU, lpips_size=48)
+    views = features.lpips_views(networks, *sets[:2])
+    points = [perceptual.lpips_points([features.resized(images[name], 48)],
+                                      stand_ins["lpips_network"], len(images[name]))
+              for name in ("train", "validation")]
+    torch.testing.assert_close(views[0].between(views[1]), perceptual.pairwise_lpips(*points),
+                               rtol=0, atol=1e-5)
+
+
+def test_distances_of_cells_are_kept_on_disk(sets, monkeypatch):
+    """Those to the nearest photos of each side; farther ones are infinitely far."""
+    monkeypatch.setattr(features, "NEAREST", 2)
+    networks = features.FeatureNetworks("efficientnet", CPU)
+    for x in sets:
+        x.load(networks.names, networks)
+    train, validation, samples = (x.features["cells"] for x in sets)
+    views = features.cell_views(networks, *sets)
+    for view, photos in zip(views, (train, validation), strict=False):
+        found, expected = view.between(views[2]), metrics.cell_distances(photos, samples)
+        assert found.shape == expected.shape == (len(FEW), len(FEW), 64)
+        assert (found.isfinite().sum(0) == 2).all()
+        nearest = expected <= expected.kthvalue(2, 0).values
+        assert torch.equal(found, expected.masked_fill(~nearest, torch.inf))
+        few = view[[3, 1]].between(views[2][[0, 2, 3]])
+        assert torch.equal(few, found[[3, 1]][:, [0, 2, 3]])
+    assert metrics.pieces(*views) == metrics.pieces(train, validation, samples)
+    monkeypatch.setattr(metrics, "cell_distances", None)
+    again = features.cell_views(networks, *same_sets(sets))
+    assert torch.equal(again[0].matrix, views[0].matrix)
+
+
+def test_more_points_than_are_viewed(sets, images, stand_ins, monkeypatch):
+    monkeypatch.setattr(metrics, "VIEWED", 10)
+    networks = features.FeatureNetworks("inception", CPU, lpips_size=64)
+    spaces = features.spaces(networks, *sets)
+    assert not any(isinstance(x, metrics.View) for name, space in spaces.items()
+                   for x in space if name != "cells")
+    assert all(isinstance(x, perceptual.LpipsPoints) for x in spaces["all lpips"])
+    assert not list(sets[2].cache.glob("lpips_*"))
+    many = {name: aa_train(*spaces[name]) for name in ("embeddings", "lpips", "features")}
+    found = {name: copies(*spaces[name]) for name in ("all embeddings", "all lpips")}
+    monkeypatch.undo()
+    for name in stand_ins:
+        monkeypatch.setattr(weights, name, lambda *_, name=name, **__: stand_ins[name])
+    views = features.spaces(networks, *sets)
+    assert isinstance(views["all lpips"][0], metrics.Distances)
+    assert many == {name: aa_train(*views[name]) for name in many}
+    assert found == {name: copies(*views[name]) for name in found}
+
+
+def test_principal_components_equal_scikit_learns():
+    decomposition = pytest.importorskip("sklearn.decomposition")
+    x, y = torch.randn(49, 12, generator=torch.Generator().manual_seed(0)).split([40, 9])
+    x = x * torch.linspace(3, 1, 12)
+    pca = decomposition.PCA(2).fit(x.double().numpy())
+    ours = features.principal_components(x)
+    np.testing.assert_allclose(ours.shares, pca.explained_variance_ratio_, rtol=1e-9)
+    np.testing.assert_allclose(ours.project(y).abs(), np.abs(pca.transform(y.double().numpy())),
+                               rtol=1e-6)

@@ -1,4 +1,4 @@
-"""Power spectra and their rows: against numpy, scipy and images made for them."""
+"""Power spectra and their differences: against numpy, scipy and images made for them."""
 
 import numpy as np
 import pytest
@@ -17,6 +17,14 @@ def coloured(n, size, seed):
     noise = np.fft.rfft2(rng.standard_normal((n, 3, size, size))) / frequency
     noise = np.fft.irfft2(noise, (size, size)) * rng.uniform(0.5, 1.5, (n, 1, 1, 1))
     return torch.from_numpy((128 + 40 * noise / noise.std()).clip(0, 255).round().astype(np.uint8))
+
+
+def differences(train, fake):
+    """metrics.spectrum_difference and {its part: [low, high]}."""
+    found = metrics.spectrum_difference(train, fake)
+    ends = metrics.interval(lambda *sets: list(metrics.spectrum_difference(*sets).values()),
+                            train, fake, replicates=40)
+    return found, dict(zip(found, zip(*ends, strict=True), strict=True))
 
 
 def test_spectra_equal_numpys_and_see_blur_and_grids():
@@ -43,41 +51,41 @@ def test_spectra_equal_numpys_and_see_blur_and_grids():
     radius = 2 * np.hypot(np.fft.fftfreq(128)[:, None], np.fft.fftfreq(128))[:, :65]
     around = scipy.ndimage.uniform_filter(expected, 17, mode="wrap")
     peaks = (expected - around)[::16, :65:16].ravel()[1:]
-    plain, with_grid, soft = (metrics.numbers([metrics.spectrum_measure(powers[0], x)], 40)
-                              for x in powers[1:])
-    for row, low, high in (("low", 0, 1 / 8), ("middle", 1 / 8, 1 / 2), ("high", 1 / 2, 2)):
-        band = np.abs(expected[:, :65][(radius > low) & (radius <= high)])
-        assert plain[f"spectrum_{row}"] == pytest.approx(band.mean(), abs=1e-3)
-    assert plain["spectrum_grid"] == pytest.approx(peaks.mean(), abs=1e-3)
+    (plain, ends), (with_grid, grid_ends), (soft, soft_ends) = (
+        differences(powers[0], x) for x in powers[1:])
+    for band, low, high in (("low", 0, 1 / 8), ("middle", 1 / 8, 1 / 2), ("high", 1 / 2, 2)):
+        there = np.abs(expected[:, :65][(radius > low) & (radius <= high)])
+        assert plain[band] == pytest.approx(there.mean(), abs=1e-3)
+    assert plain["grid"] == pytest.approx(peaks.mean(), abs=1e-3)
 
-    def beyond(result, row):  # in half intervals of its own
-        low, high = result["intervals"][row]
-        return (result[row] - plain[row]) / (high - low) * 2
+    def beyond(found, ends, band):  # in half intervals of its own
+        low, high = ends[band]
+        return (found[band] - plain[band]) / (high - low) * 2
 
-    assert beyond(with_grid, "spectrum_grid") > 5 and beyond(soft, "spectrum_high") > 5
-    assert abs(beyond(soft, "spectrum_grid")) < 1 and beyond(with_grid, "spectrum_high") < 1
-    low, high = plain["intervals"]["spectrum_grid"]
+    assert beyond(with_grid, grid_ends, "grid") > 5 and beyond(soft, soft_ends, "high") > 5
+    assert abs(beyond(soft, soft_ends, "grid")) < 1 and beyond(with_grid, grid_ends, "high") < 1
+    low, high = ends["grid"]
     assert low < 0 < high
 
 
 def test_intervals_of_spectra_cover_their_means_over_draws():
     draws = [[features.features(coloured(24, 32, 100 * seed + i), features.Spectrum())
               for i in (1, 2)] for seed in range(40)]
-    found = [metrics.numbers([metrics.spectrum_measure(*sets)], 24) for sets in draws]
-    for row, width in (("spectrum_high", 0.3), ("spectrum_grid", 0.7)):
-        low, high = np.transpose([result["intervals"][row] for result in found])
-        mean = np.mean([result[row] for result in found])
+    found = [differences(*sets) for sets in draws]
+    for band, width in (("high", 0.3), ("grid", 0.7)):
+        low, high = np.transpose([ends[band] for _, ends in found])
+        mean = np.mean([values[band] for values, _ in found])
         assert np.mean((low <= mean) & (mean <= high)) >= 0.87
         assert (high - low).mean() < width
 
 
 def test_spectra_of_flat_of_small_and_of_large_images():
     tiny = torch.ones(9, 15, 8)
-    assert metrics.spectrum_measure(tiny, tiny) is None
-    assert metrics.numbers([None], 9) == {"n": 9, "intervals": {}}
+    with pytest.raises(ValueError, match="15 pixels"):
+        metrics.spectrum_difference(tiny, tiny)
     flat = torch.full((3, 3, 16, 16), 7, dtype=torch.uint8)
     powers = features.features(flat, features.Spectrum())
-    assert metrics.spectrum_measure(powers, powers).statistic(powers, powers)["spectrum_high"] == 0
+    assert set(metrics.spectrum_difference(powers, powers).values()) == {0}
     assert (metrics.log_spectrum(powers) == np.log(metrics.ROUNDING, dtype=np.float32)).all()
     noise = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (2, 3, 700, 700), np.uint8))
     large = features.features(noise, features.Spectrum())

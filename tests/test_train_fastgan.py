@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 import nets
 import train_fastgan
-from common import checkpoints, devices, features, photos
+from common import checkpoints, devices, photos, weights
 
 TINY = ["--size", 256, "--features", 4, "--batch-size", 3, "--reconstruction", "l1",
         "--precision", "fp32"]
@@ -103,8 +103,8 @@ def test_l1_reconstruction_is_a_mean_over_pixels_summed_over_images():
 def test_lpips_reconstruction_is_the_modules_distance_summed_over_images(monkeypatch, chunked):
     """And its gradient is the one that autograd finds for the module; image by image as on a CPU
     or all at once as on a GPU; one target for two."""
-    network = features.lpips_network("vgg", weights="random").double()
-    monkeypatch.setattr(features, "lpips_network", lambda name, device: {"vgg": network}[name])
+    network = weights.lpips_network("vgg", weights="random").double()
+    monkeypatch.setattr(weights, "lpips_network", lambda name, device: {"vgg": network}[name])
     if not chunked:
         monkeypatch.setattr(torch.Tensor, "is_cpu", False)
     x, y = (torch.rand(6, 3, 64, 64, dtype=torch.float64) * 2 - 1 for _ in range(2))

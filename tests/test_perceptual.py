@@ -1,0 +1,73 @@
+"""LPIPS between all pairs of two sets, against the lpips package's module pair by pair."""
+
+from functools import partial
+
+import pytest
+import torch
+from drawn import smooth
+
+import metrics
+from common import perceptual, weights
+
+pytestmark = pytest.mark.usefixtures("random_state_untouched")
+
+
+@pytest.fixture(scope="module")
+def alex():
+    return weights.lpips_network("alex", "random")
+
+
+def points(images, network):
+    return perceptual.lpips_points([images], network, len(images))
+
+
+@pytest.mark.parametrize("net, size", [("alex", 64), ("alex", 160), ("alex", 512), ("vgg", 64)])
+def test_pairwise_lpips_equals_the_module_pair_by_pair(net, size, alex):
+    network = alex if net == "alex" else weights.lpips_network(net, "random")
+    x, y = smooth(3, size), smooth(4, size, seed=1)
+    y[0] = x[1]
+    with torch.inference_mode():
+        expected = torch.stack([
+            torch.cat([network(a[None] / 127.5 - 1, b[None] / 127.5 - 1).flatten() for b in y])
+            for a in x])
+    points_x, points_y = points(x, network), points(y, network)
+    ours = perceptual.pairwise_lpips(points_x, points_y)
+    assert expected.max() > 0.05
+    torch.testing.assert_close(ours, expected, rtol=0, atol=1e-5)
+    assert ours[1, 0] == 0 and ours.dtype == torch.float32
+    assert (perceptual.pairwise_lpips(points_x, points_x).diagonal() == 0).all()
+
+
+def test_points_are_computed_once_and_indexed_like_a_tensor(alex):
+    x, y = smooth(7), smooth(5, seed=1)
+    y[3] = x[2]
+    seen = []
+    hook = alex.scaling_layer.register_forward_hook(
+        lambda _, images, __: seen.append(len(images[0])))
+    points_x = perceptual.lpips_points(iter(x.split([3, 4])), alex, total=7)
+    points_y = points(y, alex)
+    assert sum(seen) == 12
+    whole, rows = perceptual.pairwise_lpips(points_x, points_y), [4, 0, 2]
+    assert len(points_x) == 7 and len(points_x[2:4]) == 2 and whole.shape == (7, 5)
+    close = partial(torch.testing.assert_close, rtol=0, atol=1e-6)
+    close(points_x[rows].between(points_y[1:]), whole[rows, 1:])
+    close(points_x[torch.tensor(rows)][[2, 1]].between(points_y), whole[[2, 0]])
+    near = metrics.nearest_neighbors(points_x, points_y, 2)
+    assert near.indices[2, 0] == 3 and near.distances[2, 0] == 0
+    close(near.distances.float(), whole.topk(2, largest=False).values)
+    sets = points_x[:5], points_y
+    assert metrics.adversarial_accuracy(*sets) == metrics.adversarial_accuracy(
+        *metrics.distance_views(*sets))
+    assert sum(seen) == 12
+    hook.remove()
+
+
+def test_images_of_other_sizes_and_numbers_are_refused(alex):
+    x = smooth(7)
+    with pytest.raises(ValueError, match="one size"):
+        perceptual.pairwise_lpips(points(x[:2], alex), points(smooth(2, 96), alex))
+    for batches, total in (([x], 6), ([x], 8), ([x, smooth(2, 96)], 9)):
+        with pytest.raises(ValueError, match="LPIPS points of"):
+            perceptual.lpips_points(batches, alex, total=total)
+    with pytest.raises(ValueError, match="uint8"):
+        perceptual.lpips_points([x.float()], alex, total=7)
