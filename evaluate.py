@@ -1,11 +1,11 @@
 """How good generated images are, and whether they are copies: one table and its figures.
 
     python evaluate.py                                   # newest checkpoint of the newest run
+    python evaluate.py --features efficientnet           # the same without any download
     python evaluate.py --ckpt 10000 50000                # steps of that run, a column each
     python evaluate.py --run runs/NAME --ckpt all        # and the curve over its steps
     python evaluate.py --ckpt runs/*/ckpt_*.pth          # several runs in one table
     python evaluate.py --samples DIR --data data/bedroom # images of any generator
-    python evaluate.py --features dinov2                 # FD-DINOv2 in the place of FID
     python evaluate.py --json - > numbers.json           # for shell loops
     python evaluate.py --recover 100                     # and: does it know photos by heart?
     python evaluate.py --generate 1000 --out DIR         # DIR/00000.png, ..., no table
@@ -15,11 +15,14 @@
 Writes metrics.json, metrics.csv, table.md, table.png and figures (nearest photos, pieces of photos,
 PCA, spectra, FID over steps) to <run>/eval/. Features are kept in .cache/ there and in the
 data folder. The REAL column compares training with validation photos: the best there is.
+
+--features: efficientnet is EfficientNet-Lite2, which comes with pip; inception, the study's, is
+Inception for FID, ResNet-50 and LPIPS for distances between images; dinov2 has DINOv2 for FID.
 """
 
 import functools
 import json
-import re
+import math
 import sys
 from collections import Counter
 from pathlib import Path
@@ -31,18 +34,26 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 import metrics
-from common import checkpoints, cli, devices, features, files, photos, report, sampling
+from common import (
+    checkpoints,
+    cli,
+    devices,
+    features,
+    figures,
+    files,
+    photos,
+    recovery,
+    report,
+    rows,
+    sampling,
+)
 from common.run import versions
-from nets import DCGANGenerator, FastGANGenerator, GANGenerator, VAEDecoder
 
-GENERATORS = {"gan": GANGenerator, "dcgan": DCGANGenerator, "vae": VAEDecoder,
-              "fastgan": FastGANGenerator}
 BATCH = 32  # images on their way at once
-FEW = 500  # images a set at most whose pieces and spectra are compared: they are large
-FEATURES = {"inception": ("fid", "kid"), "dinov2": ("fd_dinov2", "kd_dinov2")}  # names of rows
+DISTANCES = {"cosine": "all embeddings", "lpips": "all lpips"}  # between single images: the spaces
 
 
-# What to judge -------------------------------------------------------------------------------
+# What is judged ------------------------------------------------------------------------------
 
 
 class Column(NamedTuple):
@@ -57,37 +68,14 @@ class Column(NamedTuple):
     paths: list[Path] | None = None  # of a folder's images
 
 
-def checkpoint_paths(run, wanted):
-    """The checkpoints that `wanted` names: any files, and steps, latest or all of a run folder."""
-    found = None
-    for name in wanted:
-        if not (name in ("latest", "all") or name.isdecimal()):
-            yield Path(name)
-            continue
-        if found is None:
-            run = run or checkpoints.newest_run("runs")
-            found = {checkpoints.step_of(path): path for path in checkpoints.find_all(run)}
-            if not found:
-                cli.fail(f"{run} has no checkpoint")
-        if name == "all":
-            yield from found.values()
-        elif name == "latest":
-            yield found[max(found)]
-        elif int(name) in found:
-            yield found[int(name)]
-        else:
-            steps = ", ".join(map(str, found))
-            cli.fail(f"{run} has no checkpoint of step {name}; there are {steps}")
-
-
 def checkpoint_columns(args):
     """A Column of each checkpoint that --ckpt and --run name, without repeats."""
     if args.run and not Path(args.run).is_dir():
         cli.fail(f"--run {args.run} is not a folder")
     columns = []
-    for path in dict.fromkeys(checkpoint_paths(args.run, args.ckpt)):
+    for path in dict.fromkeys(checkpoints.named(args.run, args.ckpt)):
         checkpoint = checkpoints.read(path)
-        if checkpoint["model"] not in GENERATORS:
+        if checkpoint["model"] not in checkpoints.GENERATORS:
             cli.fail(f"{path}: unknown model {checkpoint['model']}")
         for large in ("networks", "optimizers", "sampler"):  # read again when it samples
             checkpoint.pop(large, None)
@@ -118,21 +106,16 @@ def folder_column(folder, size):
                   files.sha256(json.dumps(hashes)), paths=paths)
 
 
-def slug(name):
-    """A column's name as part of a file name."""
-    return re.sub(r"[^\w.-]+", "-", name)
-
-
 def unique_names(columns):
     """The columns, those of one name told apart by their folders, and then by numbers."""
-    names, unique = Counter(slug(column.name) for column in columns), []
+    names, unique = Counter(files.slug(column.name) for column in columns), []
     seen = Counter(["REAL", "training-photos"])  # are there already
     for column in columns:
         name = column.name
-        if column.checkpoint and names[slug(name)] > 1:
+        if column.checkpoint and names[files.slug(name)] > 1:
             name = f"{column.home.resolve().name} {name}"
-        seen[slug(name)] += 1
-        number = f" ({seen[slug(name)]})" if seen[slug(name)] > 1 else ""
+        seen[files.slug(name)] += 1
+        number = f" ({seen[files.slug(name)]})" if seen[files.slug(name)] > 1 else ""
         unique.append(column._replace(name=name + number))
     return unique
 
@@ -146,7 +129,49 @@ def common_data(columns):
     return min(folders)
 
 
-# Photos and samples, and their numbers -------------------------------------------------------
+# Against what --------------------------------------------------------------------------------
+
+
+class Comparison(NamedTuple):
+    """The photos that all columns are compared with, at one size and in equal number."""
+
+    data: Path
+    train: features.ImageSet
+    validation: features.ImageSet
+    paths: list[Path]  # of the training photos
+    n: int
+    size: int
+    fit: str
+    seed: int
+    caption: str
+    out: Path
+
+
+def compare(args, columns):
+    """The Comparison that the arguments and the columns ask for."""
+    data = Path(args.data or common_data(columns))
+    size = args.size or min(column.size for column in columns)
+    fits = {column.fit for column in columns if column.fit}
+    fit = args.fit or (fits.pop() if len(fits) == 1 else "square")
+    train, validation = (features.photo_set(data, split, size, fit) for split in ("train", "val"))
+    n = min(train.n, validation.n, args.n or train.n,
+            *(len(column.paths) for column in columns if column.paths))
+    if n < 2:
+        cli.fail(f"sets of {n} are too small to compare; at least 2 images each")
+    if args.show and max(args.show) >= n:
+        cli.fail(f"--show {max(args.show)}: the samples are 0 to {n - 1}")
+    few = photos.draw_rows(n, features.FEW, args.seed)
+    for split, images in (("train", train), ("val", validation)):
+        if args.recover and args.recover > images.n:
+            cli.fail(f"--recover {args.recover}: {data}/{split} has {images.n} photos")
+        # Sets are compared at equal size; copies are looked for among all training photos.
+        images.choose(photos.draw_rows(images.n, n, args.seed), few)
+    caption = (f"{data.resolve().name}, {n} images a set at {size}×{size} ({fit}), seed "
+               f"{args.seed}; by {features.KINDS[args.features][0]}; " + (
+                   "± half a 95% interval" if 3 * n <= metrics.VIEWED else
+                   f"intervals of pieces and spectra alone, above {metrics.VIEWED // 3:,} images"))
+    return Comparison(data, train, validation, photos.split_files(data, "train"), n, size, fit,
+                      args.seed, caption, Path(args.out or columns[0].home / "eval"))
 
 
 def limit_of(column):
@@ -155,324 +180,184 @@ def limit_of(column):
     return limit if isinstance(limit, int) and limit > 0 else sys.maxsize
 
 
-def photo_set(data, split, size, fit):
-    """The ImageSet of a split's photos; they are read for each pass, not held."""
-    images, fingerprint = photos.load_images(data, split, size, fit)
+def warn(columns, compared):
+    """Of columns that were trained on other photos, or on photos of another shape."""
+    others = [column.name for column in columns if column.fit not in (None, compared.fit)]
+    if others:
+        cli.warn(f"--fit {compared.fit} for all photos, but {', '.join(others)} trained on "
+                 f"{'crop' if compared.fit == 'square' else 'square'} ones")
+    for column in columns:
+        if (column.size, column.fit) != (compared.size, compared.fit):
+            continue
+        fingerprint, limit = compared.train.key, limit_of(column)
+        if limit < compared.train.n:
+            images, _ = photos.load_images(compared.data, "train", compared.size, compared.fit)
+            fingerprint = files.sha256(images[:limit].numpy())
+        if column.checkpoint["data"] not in (None, fingerprint):
+            cli.warn(f"{column.name} was trained on other photos than {compared.data}/train: its "
+                     "train rows and privacy loss say nothing of copying")
+
+
+def sample_set(column, compared, device):
+    """(the ImageSet of a column's samples, their labels)."""
+    seed, n, size = compared.seed, compared.n, compared.size
+    if column.checkpoint:
+        key, labels = [column.key, seed, n, size], [f"sample {row}" for row in range(n)]
+        path = column.checkpoint["path"]
+        generator = functools.cache(lambda: checkpoints.load_generator(path, device))
+
+        def originals(rows):
+            # The generator is made here, not in the thread that samples: it may draw numbers.
+            return sampling.samples(generator(), seed, rows, BATCH)
+    else:
+        key = [column.key, seed, n, size, compared.fit]
+        paths = [column.paths[row] for row in photos.draw_rows(len(column.paths), n, seed)]
+        labels = [path.name for path in paths]
+
+        def originals(rows):
+            return photos.decoded([paths[row] for row in rows], size, compared.fit)
 
     def batches(rows):
-        images, _ = photos.load_images(data, split, size, fit)
-        return photos.ahead(images[part] for part in rows.split(BATCH))
+        return photos.ahead(features.resized(batch, size) for batch in originals(rows))
 
-    return features.ImageSet(split, fingerprint, len(images), batches, Path(data) / ".cache")
-
-
-def load_generator(checkpoint, device):
-    """The network to sample from of a checkpoint, in evaluation mode."""
-    try:
-        with torch.device("meta"):  # no memory for a size that the file only claims
-            generator = GENERATORS[checkpoint["model"]](**checkpoint["config"])
-    except (TypeError, ValueError) as error:
-        cli.fail(f"{checkpoint['path']}: {error}")
-    state = checkpoints.read(checkpoint["path"])["sampler"]
-    checkpoints.load_weights(generator, state, checkpoint["path"], assign=True)
-    generator = generator.to(device).float().eval()
-    return sampling.estimate_batch_norm(generator) if checkpoint["published"] else generator
+    samples = features.ImageSet(column.name, files.sha256(json.dumps(key)), n, batches,
+                                compared.out / ".cache")
+    return samples.choose(torch.arange(n), photos.draw_rows(n, features.FEW, seed)), labels
 
 
-class Comparison:
-    """The photos, and what is measured of samples against them at one size and in equal number."""
+# Measured: nothing is drawn here -------------------------------------------------------------
 
-    def __init__(self, args, data, columns, device):
-        self.args, self.data, self.device = args, data, device
-        self.size = args.size or min(column.size for column in columns)
-        fits = {column.fit for column in columns if column.fit}
-        self.fit = args.fit or (fits.pop() if len(fits) == 1 else "square")
-        self.train, self.validation = (photo_set(data, split, self.size, self.fit)
-                                       for split in ("train", "val"))
-        self.photo_paths = photos.split_files(data, "train")
-        self.n = min(self.train.n, self.validation.n, args.n or self.train.n,
-                     *(len(column.paths) for column in columns if column.paths))
-        if self.n < 2:
-            cli.fail(f"sets of {self.n} are too small to compare; at least 2 images each")
-        if args.show and max(args.show) >= self.n:
-            cli.fail(f"--show {max(args.show)}: the samples are 0 to {self.n - 1}")
-        for split, images in (("train", self.train), ("val", self.validation)):
-            if args.recover and args.recover > images.n:
-                cli.fail(f"--recover {args.recover}: {data}/{split} has {images.n} photos")
-        self.out = Path(args.out or columns[0].home / "eval")
-        self.note = ("random features: not comparable with published numbers"
-                     if args.weights == "random" else None)
-        self.caption = (f"{Path(data).resolve().name}, {self.n} images a set at {self.size}×"
-                        f"{self.size} ({self.fit}), seed {args.seed}"
-                        + ("; DINOv2 features" if args.features == "dinov2" else "")
-                        + (f"; {self.note}" if self.note else ""))
-        lpips_size = max(64, min(args.lpips_size, self.size))  # AlexNet needs 35
-        self.networks = features.FeatureNetworks(args.weights, device, args.resize, args.lpips,
-                                                 lpips_size)
-        self.distances = {  # name: (network, suffix of its rows, distance)
-            "lpips": ("lpips", "_lpips", lambda x, y: features.pairwise_lpips(
-                x, y, self.networks["lpips"])),
-            "cosine": ("resnet", "", metrics.pairwise_cosine)}
 
-    def warn(self, columns):
-        """Of columns that were trained on other photos, or on photos of another shape."""
-        others = [column.name for column in columns if column.fit not in (None, self.fit)]
-        if others:
-            cli.warn(f"--fit {self.fit} for all photos, but {', '.join(others)} trained on "
-                     f"{'crop' if self.fit == 'square' else 'square'} ones")
-        for column in columns:
-            if (column.size, column.fit) != (self.size, self.fit):
-                continue
-            fingerprint, limit = self.train.key, limit_of(column)
-            if limit < self.train.n:
-                images, _ = photos.load_images(self.data, "train", self.size, self.fit)
-                fingerprint = files.sha256(images[:limit].numpy())
-            if column.checkpoint["data"] not in (None, fingerprint):
-                cli.warn(f"{column.name} was trained on other photos than {self.data}/train: its "
-                         "train rows and privacy loss say nothing of copying")
+class Measured(NamedTuple):
+    """A column of the table, and what its figures show."""
 
-    def sample_set(self, column):
-        """(the ImageSet of a column's samples, their labels)."""
-        seed, n = self.args.seed, self.n
-        if column.checkpoint:
-            key, labels = [column.key, seed, n, self.size], [f"sample {row}" for row in range(n)]
-            generator = functools.cache(lambda: load_generator(column.checkpoint, self.device))
+    result: dict  # as report.py describes it
+    spectra: dict  # {name: logarithm of the mean power spectrum}
+    points: dict  # {name: embeddings in the training photos' principal components, (n, 2)}
+    images: dict = {}  # {number: (label, image)} of the samples in figures
+    near: dict = {}  # {distance: (Neighbors, the samples' nearest training photos; those to show)}
+    pieces: dict = {}  # as figures.pieces takes them
+    cells: int = 0  # along a side of an image
+    recovered: list = ()  # rows of (label, image)
 
-            def originals(rows):
-                # The generator is made here, not in the thread that samples: it may draw numbers.
-                return sampling.samples(generator(), seed, rows, BATCH)
-        else:
-            key = [column.key, seed, n, self.size, self.fit]
-            paths = [column.paths[row] for row in photos.draw_rows(len(column.paths), n, seed)]
-            labels = [path.name for path in paths]
 
-            def originals(rows):
-                return photos.decoded([paths[row] for row in rows], self.size, self.fit)
+def measure_real(compared, networks, chosen):
+    """(REAL, validation photos in the place of samples; the training embeddings' principal
+    components)."""
+    splits = {"train": compared.train, "test": compared.validation}
+    spaces = features.spaces(networks, *splits.values())
+    values, intervals = rows.numbers(chosen, spaces, real=True)
+    result = {"name": "REAL", "kind": "real", "n": compared.n, **values, "intervals": intervals}
+    embeddings = {split: images.features["embeddings"][images.rows]
+                  for split, images in splits.items()}
+    components = features.principal_components(embeddings["train"])
+    spectra = {name: metrics.log_spectrum(images.features["spectra"]) for name, images in zip(
+        ("training photos", "REAL"), splits.values(), strict=True)}
+    return Measured(result, spectra, {split: components.project(x)
+                                      for split, x in embeddings.items()}), components
 
-        def batches(rows):
-            return photos.ahead(features.resized(batch, self.size) for batch in originals(rows))
 
-        key = files.sha256(json.dumps(key))
-        return features.ImageSet(column.name, key, n, batches, self.out / ".cache"), labels
+def measure(column, compared, networks, chosen, components, args):
+    """The numbers of a column, and what its figures will show."""
+    samples, labels = sample_set(column, compared, networks.device)
+    spaces = features.spaces(networks, compared.train, compared.validation, samples)
+    recovered = ()
+    if args.recover:
+        spaces["recovery"], recovered = recover(column, compared, networks, args.recover)
+    values, intervals = rows.numbers(chosen, spaces)
+    near = nearest_photos(spaces, args.show)
+    sides, nearest = metrics.piece_sides(*spaces["cells"])
+    pieces = features.piece_sources(compared.train, samples, sides, nearest)
+    result = {"name": column.name, "kind": "judged", "path": str(column.home)}
+    if column.checkpoint:
+        result |= {"path": str(column.checkpoint["path"]),
+                   **{key: column.checkpoint[key] for key in ("model", "step")}}
+    result |= {"n": compared.n, **values, "intervals": intervals,
+               "suspects": suspects(spaces, near, labels, compared.paths)}
+    shown = sorted({*pieces, *(i for _, numbers in near.values() for i in numbers)})
+    images = torch.cat(list(samples.batches(torch.tensor(shown))))
+    return Measured(
+        result, {column.name: metrics.log_spectrum(samples.features["spectra"])},
+        {"synthetic": components.project(samples.features["embeddings"])},
+        {i: (labels[i], image) for i, image in zip(shown, images, strict=True)}, near, pieces,
+        math.isqrt(sides.shape[1]), recovered)
 
-    def load_photos(self):
-        """Features, lists of neighbours and components of the photos."""
-        sets = {"T": self.train, "V": self.validation}
-        # Sets are compared at equal size; copies are looked for among all training photos.
-        self.rows = [photos.draw_rows(images.n, self.n, self.args.seed) for images in sets.values()]
-        few = photos.draw_rows(self.n, FEW, self.args.seed)
-        self.few_rows = [*(rows[few] for rows in self.rows), few]
-        self.few_sets = [images.subset(rows) for images, rows in zip(
-            sets.values(), self.few_rows, strict=False)]
-        self.lists = {name: self.neighbors(name, ["TT", "VV", "TV"], sets, self.train.cache)
-                      for name in self.distances}
-        self.points, self.resnet = (
-            [images.features[space][rows]
-             for images, rows in zip(sets.values(), self.rows, strict=True)]
-            for space in (self.args.features, "resnet"))
-        self.spectra = {}
-        self.powers = [self.power(name, images) for name, images in
-                       zip(("training photos", "REAL"), self.few_sets, strict=True)]
-        self.pca = None
-        if self.n > 2:
-            from sklearn.decomposition import PCA  # slow to import
 
-            self.pca = PCA(2, svd_solver="full").fit(self.resnet[0])
+def nearest_photos(spaces, show):
+    """{distance: (Neighbors, the four nearest training photos of each sample; the numbers of the
+    samples to show: those given, or the four nearest to a photo)}."""
+    found = {}
+    for name, space in DISTANCES.items():
+        if space in spaces:
+            train, _, samples = spaces[space]
+            near = metrics.nearest_neighbors(samples, train, min(4, len(train)))
+            order = near.distances[:, 0].argsort(stable=True)
+            found[name] = near, show or order[:4].tolist()
+    return found
 
-    def power(self, name, images):
-        """The power spectra of a set; their mean is kept for the figure."""
-        images.load(["spectrum"], self.networks)
-        self.spectra[name] = metrics.log_spectrum(images.features["spectrum"])
-        return images.features["spectrum"]
 
-    def neighbors(self, name, pairs, sets, cache):
-        """{pair: Neighbors by a distance} of pairs of sets and the reverse of each.
+def suspects(spaces, near, labels, paths):
+    """{distance: the suspected copies, the nearest first}, for the JSON."""
+    found = {}
+    for name, (neighbors, _) in near.items():
+        order = neighbors.distances[:, 0].argsort(stable=True)
+        suspected = metrics.suspected_copies(*spaces[DISTANCES[name]])[order]
+        found[name] = [
+            {"sample": i, "name": labels[i], "photo": paths[neighbors.indices[i, 0]].name,
+             "distance": neighbors.distances[i, 0].item()} for i in order[suspected].tolist()]
+    return found
 
-        "TF" is of the training photos T among the samples F, V are the validation photos. sets:
-        {letter: ImageSet}, the samples last. What is by LPIPS is cached.
-        """
-        space, _, distance = self.distances[name]
-        key = [self.networks.keys[space], pairs, self.n, metrics.NEIGHBORS_KEPT,
-               *(images.key for images in sets.values())]
-        path = features.cache_path(cache, f"neighbours_{space}", key)
-        lists = features.read_cache(path) if space == "lpips" else None
-        if lists is None:
-            # The samples first: what else is missing of their features comes in the same pass.
-            for images in reversed(sets.values()):
-                spaces = {self.args.features, "resnet", space}
-                if space == "lpips" and images.n == len(self.few_rows[0]):  # all in one pass
-                    spaces |= {"pieces", "spectrum"}
-                images.load(spaces, self.networks)
-            points = {letter: images.features[space] for letter, images in sets.items()}
-            bar = tqdm(pairs, desc=f"neighbours by {name}", disable=None, leave=False)
-            lists = metrics.neighbor_lists(bar, points, self.n, distance)
-            if space == "lpips":
-                features.write_cache(path, {pair: tuple(found) for pair, found in lists.items()})
-        return {pair: metrics.Neighbors(*found) for pair, found in lists.items()}
 
-    def pieces(self, samples):
-        """[the nearest training photos to each cell of the samples, the nearest validation photos],
-        as Neighbors, cached."""
-        sets = [*self.few_sets, samples]
-        path = features.cache_path(samples.cache, "pieces", [
-            self.networks.keys["pieces"], metrics.NEIGHBORS_KEPT, *(images.key for images in sets)])
-        lists = features.read_cache(path)
-        if lists is None:
-            for images in reversed(sets):
-                images.load(["pieces", "spectrum"], self.networks)
-            lists = []
-            k = min(metrics.NEIGHBORS_KEPT, len(self.few_rows[0]))
-            for images in self.few_sets:
-                photo_cells = images.features["pieces"].to(self.device)
-                bar = tqdm(samples.features["pieces"].split(8), disable=None, leave=False,
-                           desc=f"pieces near {images.name}")
-                parts = [metrics.nearest_pieces(part.flatten(0, 1), photo_cells, k)
-                         for part in bar]
-                distances, indices = map(torch.cat, zip(*parts, strict=True))
-                lists.append((distances.float(), indices.int()))
-            features.write_cache(path, lists)
-        return [metrics.Neighbors(distances.double(), indices.long())
-                for distances, indices in lists]
+def recover(column, compared, networks, n):
+    """([errors of n training photos, of n validation photos], rows of labelled images)."""
+    generator = checkpoints.load_generator(column.checkpoint["path"], networks.device)
+    side = max(64, min(networks.lpips_size, column.size))
 
-    def real(self):
-        """The REAL column: validation photos in the place of samples."""
-        train, validation = self.points
-        measures = metrics.distribution_measures({"validation": train}, validation,
-                                                 *FEATURES[self.args.features])
-        measures += [metrics.spectrum_measure(*self.powers)]
-        measures += [metrics.neighbor_measure(self.lists[name], self.rows, suffix, "V")
-                     for name, (_, suffix, _) in self.distances.items()]
-        bar = tqdm(measures, desc="numbers of REAL", disable=None, leave=False)
-        result = {"name": "REAL", "kind": "real", **metrics.numbers(bar, self.n)}
-        sets = dict(zip(("train", "test"), self.resnet, strict=True))
-        self.draw_components("REAL", [(f"train + test, AA {result['aa_train']:.2f}", sets)])
-        return result
+    def distance(images, targets):
+        error = (images - targets).square().flatten(1).mean(1)
+        if not networks.lpips:
+            return error
+        images, targets = (F.interpolate(x, (side, side), mode="bilinear", antialias=True)
+                           for x in (images, targets))
+        return error + networks["lpips"](images, targets).flatten()
 
-    def judge(self, column):
-        """The numbers of a column; draws its figures."""
-        samples, labels = self.sample_set(column)
-        sets = {"T": self.train, "V": self.validation, "F": samples}
-        everything = [torch.arange(images.n) for images in sets.values()]
-        result = {"name": column.name, "kind": "judged", "path": str(column.home)}
-        if column.checkpoint:
-            result |= {key: column.checkpoint[key] for key in ("model", "step")}
-            result["path"] = str(column.checkpoint["path"])
-        measures, suspects = [], {}
-        for name, (_, suffix, _) in self.distances.items():
-            lists = self.lists[name] | self.neighbors(name, ["FF", "TF", "VF"], sets, samples.cache)
-            measures += [metrics.neighbor_measure(lists, [*self.rows, everything[2]], suffix),
-                         metrics.copy_measure(lists, everything, suffix)]
-            nearest, suspected = lists["FT"], metrics.suspected_copies(lists, *everything)
-            order = nearest.distances[:, 0].argsort(stable=True)
-            found = order[suspected[order]].tolist()
-            suspects[name] = [{"sample": i, "name": labels[i],
-                               "photo": self.photo_paths[nearest.indices[i, 0]].name,
-                               "distance": nearest.distances[i, 0].item()} for i in found]
-            self.draw_neighbours(name, column, samples, labels, nearest, found)
-        few = samples.subset(self.few_rows[2])
-        pieces, rows = self.pieces(few), [torch.arange(len(some)) for some in self.few_rows]
-        measures += [metrics.copying_measure(*self.resnet, samples.features["resnet"]),
-                     metrics.spectrum_measure(self.powers[0], self.power(column.name, few)),
-                     metrics.piece_measure(*pieces, rows, features.CELLS**2)]
-        self.draw_pieces(column, samples, labels,
-                         *metrics.pieces_of_neighbors(*pieces, *rows, features.CELLS**2))
-        references = dict(zip(("train", "validation"), self.points, strict=True))
-        measures += metrics.distribution_measures(
-            references, samples.features[self.args.features], *FEATURES[self.args.features])
-        bar = tqdm(measures, desc=f"numbers of {column.name}", disable=None, leave=False)
-        result |= {**metrics.numbers(bar, self.n), "suspects": suspects}
-        if self.args.recover:
-            result = self.recover(column, result)
-        self.draw_components(column.name, [
-            (f"{label} + synthetic, AA {result[f'aa_{label}']:.2f}",
-             {label: real, "synthetic": samples.features["resnet"]})
-            for label, real in zip(("train", "test"), self.resnet, strict=True)])
-        return result
+    sets = {}
+    for split, limit in (("train", limit_of(column)), ("val", sys.maxsize)):
+        images, _ = photos.load_images(compared.data, split, column.size, column.fit)
+        images = images[:limit]
+        sets[split] = images[photos.draw_rows(len(images), n, compared.seed)]
+    with tqdm(total=sum(map(len, sets.values())), desc=f"recovering by {column.name}", unit="img",
+              disable=None, leave=False) as bar:
+        return recovery.compare(generator, sets, distance, compared.seed, bar.update)
 
-    def recover(self, column, result):
-        """The result with the rows of --recover; draws its figure."""
-        generator = load_generator(column.checkpoint, self.device).requires_grad_(False)
-        lpips = self.networks["lpips"] if self.args.weights == "pretrained" else None
-        side = max(64, min(self.args.lpips_size, column.size))
 
-        def distance(images, targets):
-            error = (images - targets).square().flatten(1).mean(1)
-            if not lpips:
-                return error
-            images, targets = (F.interpolate(x, (side, side), mode="bilinear", antialias=True)
-                               for x in (images, targets))
-            return error + lpips(images, targets).flatten()
+# Drawn: nothing is measured here -------------------------------------------------------------
 
-        wanted = {"train": min(self.args.recover, limit_of(column)), "val": self.args.recover}
-        errors, figure = [], []
-        with tqdm(total=sum(wanted.values()), desc=f"recovering by {column.name}", unit="img",
-                  disable=None, leave=False) as bar:
-            for split, n in wanted.items():
-                images, _ = photos.load_images(self.data, split, column.size, column.fit)
-                rows = photos.draw_rows(min(len(images), limit_of(column)) if split == "train"
-                                 else len(images), n, self.args.seed)
-                z, found = sampling.recover(generator, images[rows], distance,
-                                            seed=self.args.seed, update=bar.update)
-                errors.append(found)
-                for which, order in (("best", found.argsort()), ("worst", found.argsort().flip(0))):
-                    order = order.repeat(3)[:3]
-                    pairs = zip(images[rows[order]], sampling.generate(generator, z[order]),
-                                found[order], strict=True)
-                    figure.append([item for photo, image, error in pairs for item in (
-                        (f"{split}, {which}", photo), (f"recovered: {error:.4f}", image))])
-        report.images_figure(
-            figure, f"{column.name}: {wanted['train']} + {wanted['val']} photos at {column.size}×"
-            f"{column.size} ({column.fit}), and the nearest images there are by mean squared error"
-            + (" + LPIPS" if lpips else ""), self.out / f"recovered_{slug(column.name)}.png")
-        gap, p = metrics.recovery_gap(*errors)
-        ends = metrics.interval(lambda *halves: metrics.recovery_gap(*halves)[0], *errors)
-        intervals = result["intervals"] | {"recovery_gap": list(ends)}
-        return result | {"recovery_gap": gap, "recovery_p": p, "intervals": intervals}
 
-    def draw_neighbours(self, name, column, samples, labels, nearest, suspects):
-        """neighbours_*.png of a column by one distance: --show, or the four nearest to a photo."""
-        shown = self.args.show or nearest.distances[:, 0].argsort(stable=True)[:4].tolist()
-        images = torch.cat(list(samples.batches(torch.tensor(shown))))
-        rows = []
-        for i, image in zip(shown, images, strict=True):
-            rows.append([(labels[i][-20:] + (": suspect" if i in suspects else ""), image)])
-            for distance, j in zip(nearest.distances[i, :4], nearest.indices[i, :4], strict=True):
-                path = self.photo_paths[j]
-                rows[-1].append((f"{path.name[-20:]}: {distance:.3f}",
-                                 photos.decode(path, self.size, self.fit)))
-        report.images_figure(
-            rows, f"{column.name}: nearest training photos by {name}\n{self.caption}",
-            self.out / f"neighbours_{name}_{slug(column.name)}.png")
+def draw(real, judged, compared, table, components, kind):
+    """All figures."""
+    out, caption = compared.out, compared.caption
+    figures.table(table, caption, out / "table.png")
+    figures.components(components.shares, {f"train + test, AA {real.result['aa_train']:.2f}":
+                                           real.points},
+                       f"REAL: embeddings\n{caption}", out / "pca_real.png")
 
-    def draw_pieces(self, column, samples, labels, sides, nearest):
-        """pieces_*.png of a column: the four samples with the most pieces nearer to training, each
-        beside the three photos that most of these come from."""
-        network, figure = self.networks["pieces"], []
-        for i in (sides > 0).sum(1).argsort(descending=True, stable=True)[:4].tolist():
-            nearer, row = sides[i] > 0, self.few_rows[2][i : i + 1]
-            most = Counter(nearest[i][nearer].tolist()).most_common(3)
-            paths = [self.photo_paths[self.few_rows[0][j]] for j, _ in most]
-            images = torch.cat([*samples.batches(row),
-                                photos.decode_all(paths, self.size, self.fit)])
-            cells, *others = features.features(images, network)
-            label = f"{labels[row][-20:]}: {nearer.sum()} pieces"
-            outlined = [(nearer & (nearest[i] == j)).nonzero()[:, 0] for j, _ in most]
-            figure.append([(label, images[0], dict(enumerate(outlined)))])
-            for color, (own, other) in enumerate(zip(outlined, others, strict=True)):
-                places = (cells[own] @ other.T).argmax(1)
-                figure[-1].append((f"{paths[color].name[-20:]}: {len(own)}", images[color + 1],
-                                   {color: places}))
-        report.images_figure(
-            figure, f"{column.name}: pieces that are nearer to a training photo than to any "
-            f"validation photo\n{self.caption}", self.out / f"pieces_{slug(column.name)}.png",
-            features.CELLS)
+    def photo(j):
+        path = compared.paths[j]
+        return path.name, photos.decode(path, compared.size, compared.fit)
 
-    def draw_components(self, name, panels):
-        """pca_*.png of a column."""
-        if self.pca:
-            file = "real" if name == "REAL" else slug(name)
-            report.pca_figure(self.pca, panels, f"{name}: ResNet-50 embeddings\n{self.caption}",
-                              self.out / f"pca_{file}.png")
+    for measured in judged:
+        figures.column(measured, photo, real.points, components.shares, caption, out)
+    spectra = real.spectra | {name: spectrum for measured in judged
+                              for name, spectrum in measured.spectra.items()}
+    figures.spectra(spectra, caption, out / "spectrum.png")
+    train, validation = (rows.name_of(f"fid_{side}", kind)
+                         for side in ("train", "validation"))
+    panels = [(rows.label_of("FID", kind), {"train": train, "validation": validation},
+               real.result[validation]),
+              ("adversarial accuracy", {"train": "aa_train", "test": "aa_test"},
+               real.result["aa_train"])]
+    figures.curves(panels, [measured.result for measured in judged], caption, out / "curve.png")
 
 
 # Pictures without a table --------------------------------------------------------------------
@@ -487,12 +372,13 @@ def generate(args, columns, device):
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         cli.fail(f"--out {out} is not an empty folder")
     for column in columns:
-        generator = load_generator(column.checkpoint, device)
+        generator = checkpoints.load_generator(column.checkpoint["path"], device)
         batches = sampling.samples(generator, args.seed, torch.arange(args.generate), BATCH)
         images = (features.resized(batch, args.size or column.size)
                   for batch in photos.ahead(batches))
+        folder = out / files.slug(column.name) if columns[1:] else out
         with tqdm(total=args.generate, desc=column.name, unit="img", disable=None) as bar:
-            photos.save_images(images, out / slug(column.name) if columns[1:] else out, bar.update)
+            photos.save_images(images, folder, bar.update)
     print(f"written to {out}/")
 
 
@@ -507,17 +393,17 @@ def explore(args, columns, device):
     out = Path(args.out or columns[0].home / "eval")
     out.mkdir(parents=True, exist_ok=True)
     for column in columns:
-        generator = load_generator(column.checkpoint, device)
+        generator = checkpoints.load_generator(column.checkpoint["path"], device)
+        name = files.slug(column.name)
         if args.interpolate:
             ends = sampling.latents(args.seed, args.interpolate, generator.z_dim)
             images = sampling.generate(generator, sampling.between(*ends, 48))
-            name = "interpolate_{}_{}_{}".format(*args.interpolate, slug(column.name))
-            photos.save_animation(images, out / f"{name}.gif")
-            photos.save_grid(images[torch.linspace(0, 47, 8).round().long()], out / f"{name}.png")
+            path = out / "interpolate_{}_{}_{}".format(*args.interpolate, name)
+            photos.save_animation(images, f"{path}.gif")
+            photos.save_grid(images[torch.linspace(0, 47, 8).round().long()], f"{path}.png")
         if args.mix:
             z = sampling.latents(args.seed, args.mix, generator.z_dim)
-            photos.save_grid(sampling.mixed(generator, z), out / f"mix_{slug(column.name)}.png",
-                             len(z) + 1)
+            photos.save_grid(sampling.mixed(generator, z), out / f"mix_{name}.png", len(z) + 1)
     print(f"written to {out}/")
 
 
@@ -525,6 +411,8 @@ def main(args):
     # For the thread that samples, too: features must not switch its precision on and off.
     torch.backends.cudnn.allow_tf32 = False
     device = devices.choose_device(args.device)
+    if args.study and args.features != "inception":
+        cli.fail(f"--study: the study's numbers are Inception's, not --features {args.features}")
     columns = unique_names([folder_column(folder, args.size) for folder in args.samples]
                            if args.samples else checkpoint_columns(args))
     pictures = args.generate or args.interpolate or args.mix
@@ -533,21 +421,26 @@ def main(args):
                  "--interpolate or --mix")
     if pictures:
         return (generate if args.generate else explore)(args, columns, device)
-    comparison = Comparison(args, args.data or common_data(columns), columns, device)
-    comparison.load_photos()
-    comparison.warn(columns)
-    comparison.out.mkdir(parents=True, exist_ok=True)
-    real = comparison.real()
-    judged = [comparison.judge(column) for column in columns]
-    settings = {"data": str(comparison.data), "n": comparison.n, "size": comparison.size,
-                "fit": comparison.fit, "seed": args.seed, "features": args.features,
-                "weights": args.weights, "note": comparison.note, "resize": args.resize,
-                "lpips": args.lpips, "lpips_size": comparison.networks.lpips_size,
+
+    compared = compare(args, columns)
+    # Each image once through each network; from its features the numbers; then what is shown.
+    networks = features.FeatureNetworks(args.features, device, args.resize,
+                                        max(64, min(args.lpips_size, compared.size)))
+    chosen = rows.rows(args.features)
+    real, components = measure_real(compared, networks, chosen)
+    warn(columns, compared)
+    compared.out.mkdir(parents=True, exist_ok=True)
+    judged = [measure(column, compared, networks, chosen, components, args) for column in columns]
+    results = [measured.result for measured in (real, *judged)]
+    results += report.STUDY if args.study else []
+    settings = {**{key: getattr(compared, key) for key in ("n", "size", "fit", "seed")},
+                "data": str(compared.data), "features": args.features,
+                "resize": args.resize if args.features == "inception" else None,
+                "lpips_size": networks.lpips_size if networks.lpips else None,
                 "recover": args.recover, "level": 0.95, "versions": versions()}
-    report.write([real, *judged, *(report.STUDY if args.study else [])], settings,
-                 comparison.caption, comparison.out, args.json)
-    report.curve_figure(judged, real, comparison.caption, comparison.out / "curve.png")
-    report.spectrum_figure(comparison.spectra, comparison.caption, comparison.out / "spectrum.png")
+    report.write(chosen, results, settings, compared.caption, compared.out, args.json)
+    draw(real, judged, compared, report.table(chosen, results), components, args.features)
+    print(f"written to {compared.out}/", file=sys.stderr if args.json == "-" else sys.stdout)
 
 
 if __name__ == "__main__":
@@ -566,15 +459,11 @@ if __name__ == "__main__":
     group.add_argument("--fit", choices=["square", "crop"],
                        help="stretch or crop photos (default: as the checkpoints' photos were)")
     group.add_argument("--seed", type=cli.seed, default=0, metavar="N", help="random seed")
-    group.add_argument("--features", choices=list(FEATURES), default="inception",
-                       help="for FID, KID, precision, recall, density and coverage")
-    group.add_argument("--weights", choices=["pretrained", "random"], default="pretrained",
-                       help="of the feature networks; random ones need no download, but their "
-                       "numbers compare within one table only")
+    group.add_argument("--features", choices=list(features.KINDS), default="inception",
+                       help="efficientnet, which needs no download; inception, the study's; "
+                       "dinov2")
     group.add_argument("--resize", choices=["bilinear", "clean"], default="bilinear",
                        help="to Inception's 299: as pytorch-fid or as clean-fid does")
-    group.add_argument("--lpips", choices=["alex", "vgg", "squeeze"], default="alex",
-                       help="LPIPS network")
     group.add_argument("--lpips-size", type=cli.number(int, 64), default=256, metavar="N",
                        help="larger images are shrunk to it for LPIPS, pixels")
     group.add_argument("--recover", type=cli.number(int, 2), metavar="N",

@@ -11,8 +11,11 @@ from pathlib import Path
 
 import torch
 
-from common import cli, files
+from common import cli, files, sampling
+from nets import DCGANGenerator, FastGANGenerator, GANGenerator, VAEDecoder
 
+GENERATORS = {"gan": GANGenerator, "dcgan": DCGANGenerator, "vae": VAEDecoder,
+              "fastgan": FastGANGenerator}
 FORMAT = 2  # 1 had a checksum of its own and only whole epochs; newer ones than this are refused
 FIELDS = {  # what every reader relies on
     "model": str, "step": int, "config": dict, "args": dict, "networks": dict, "sampler": dict,
@@ -73,6 +76,29 @@ def to_resume(resume, out, name, model):
             cli.fail(f"{path} has no checkpoint")
         return found[-1]
     return path
+
+
+def named(run, wanted):
+    """The checkpoints that `wanted` names: any files, and steps, latest or all of a run folder."""
+    found = None
+    for name in wanted:
+        if not (name in ("latest", "all") or name.isdecimal()):
+            yield Path(name)
+            continue
+        if found is None:
+            run = run or newest_run("runs")
+            found = {step_of(path): path for path in find_all(run)}
+            if not found:
+                cli.fail(f"{run} has no checkpoint")
+        if name == "all":
+            yield from found.values()
+        elif name == "latest":
+            yield found[max(found)]
+        elif int(name) in found:
+            yield found[int(name)]
+        else:
+            steps = ", ".join(map(str, found))
+            cli.fail(f"{run} has no checkpoint of step {name}; there are {steps}")
 
 
 # Read ----------------------------------------------------------------------------------------
@@ -180,6 +206,25 @@ def load_weights(module, state, path, **options):
     except (RuntimeError, AttributeError, TypeError, ValueError, LookupError) as error:
         line = (str(error).splitlines() or [type(error).__name__])[-1].strip()
         cli.fail(f"{path}: of another network or optimiser ({line})")
+
+
+def load_generator(path, device="cpu"):
+    """The network to sample from of a checkpoint, in evaluation mode, without gradients.
+
+    It turns latents (n, z_dim) into images (n, 3, s, s) in [-1, 1]; see sampling.py. A file that is
+    no checkpoint ends the program by one line.
+    """
+    checkpoint = read(path)
+    if checkpoint["model"] not in GENERATORS:
+        cli.fail(f"{path}: unknown model {checkpoint['model']}")
+    try:
+        with torch.device("meta"):  # no memory for a size that the file only claims
+            generator = GENERATORS[checkpoint["model"]](**checkpoint["config"])
+    except (TypeError, ValueError) as error:
+        cli.fail(f"{path}: {error}")
+    load_weights(generator, checkpoint["sampler"], path, assign=True)
+    generator = generator.to(device).float().eval().requires_grad_(False)
+    return sampling.estimate_batch_norm(generator) if checkpoint["published"] else generator
 
 
 def load_adam(optimizer, saved, path):

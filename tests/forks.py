@@ -6,7 +6,6 @@ two pipes of a Launcher and a script with its arguments, it has that Launcher's 
 
 import contextlib
 import ctypes
-import functools
 import itertools
 import json
 import os
@@ -151,21 +150,6 @@ def drop_power():
     assert libc.capset(header, sets) == 0
 
 
-@functools.cache
-def ready_for_evaluation():
-    """Random networks take seconds to make: from here on every fork has them."""
-    import torch
-
-    from common import features
-
-    cpu = torch.device("cpu")
-    for name, arguments in {"inception_network": ("random", cpu, "bilinear"),
-                            "resnet50_network": ("random", cpu),
-                            "lpips_network": ("alex", "random", cpu)}.items():
-        setattr(features, name, functools.cache(getattr(features, name)))
-        getattr(features, name)(*arguments)
-
-
 def serve():
     import matplotlib.pyplot  # noqa: F401
     import torch
@@ -183,8 +167,6 @@ def serve():
                     ended[found[0]] = os.waitstatus_to_exitcode(found[1])
             answer = ended.get(request["poll"])
         else:
-            if request["argv"][0].endswith("evaluate.py") and "random" in request["argv"]:
-                ready_for_evaluation()
             answer = os.fork()
             if not answer:
                 run(request)

@@ -129,7 +129,8 @@ EVALUATION = [
     (["--samples", "junk ü"], "cannot be read"),
     (["--samples", "mixed"], "images of several sizes"),
     (["--ckpt", 30], "there are 1, 3"),
-    (["--run", "runs/done", "--data", "drawn", "--weights", "pretrained"], "--weights random"),
+    (["--run", "runs/done", "--data", "drawn", "--features", "inception"],
+     "or choose --features efficientnet"),
     (["--samples", "drawn/train", "--data", "drawn", "--fit", "round"], "invalid choice: 'round'"),
     (["--samples", "drawn/train", "--data", "single"], "has no val/"),
     (["--samples", "drawn/train", "--data", "edited"], "is not what its manifest lists"),
@@ -144,9 +145,9 @@ EVALUATION = [
     (["--samples", "drawn/train", "--data", "drawn", "--features", "clip"], "choice: 'clip'"),
     (["--ckpt", "published.pth", "--generate", 2, "--out", "taken"], "is not an empty folder"),
     (["--ckpt", "published.pth", "--generate", -2], "-2 is not in"),
-    (["--samples", "drawn/train", "--data", "drawn", "--size", 8, "--weights", "pretrained",
-      "--features", "dinov2"], "dinov2_vitl14_pretrain.pth, or choose --weights random"),
-    (["--samples", "drawn/train", "--data", "drawn", "--size", 8, "--weights", "pretrained"],
+    (["--samples", "drawn/train", "--data", "drawn", "--size", 8, "--features", "dinov2"],
+     "or choose --features efficientnet"),
+    (["--samples", "drawn/train", "--data", "drawn", "--size", 8, "--features", "inception"],
      "is damaged: its SHA-256 begins with"),
 ]
 PREPARATION = [
@@ -241,7 +242,7 @@ def test_bad_input(refused, world, of):
     for name, arguments, says in CASES:
         if name != of:
             continue
-        command = {"evaluate": ["evaluate.py", "--weights", "random", "--out", "made"],
+        command = {"evaluate": ["evaluate.py", "--features", "efficientnet", "--out", "made"],
                    "prepare": ["prepare_data.py"]}.get(name) or [*SCRIPTS[name], "--out", "made"]
         if name in SCRIPTS and "--resume" in arguments:
             command = [*command[:1], "--out", "runs"]

@@ -1,4 +1,8 @@
-"""evaluate.py, run as its user runs it, on drawn bedrooms and random features."""
+"""evaluate.py, run as its user runs it, on drawn bedrooms.
+
+Mostly by EfficientNet-Lite2, which comes with pip; the networks whose weights would have to be
+downloaded have random ones.
+"""
 
 import csv
 import functools
@@ -16,10 +20,10 @@ from PIL import Image
 import evaluate
 import metrics
 import nets
-from common import checkpoints, features, photos, report, sampling
+from common import checkpoints, features, photos, sampling, weights
+from common.rows import Row, rows
 
-ROWS = {row for row in report.ROWS if "dinov2" not in row}
-CPU = torch.device("cpu")
+ROWS = {row.name for row in rows("efficientnet")}
 
 
 def write_checkpoint(folder, step, size=256, seed=0, model="fastgan", fit="square", **config):
@@ -27,7 +31,7 @@ def write_checkpoint(folder, step, size=256, seed=0, model="fastgan", fit="squar
     torch.manual_seed(seed)
     config = {"image_size": size, "z_dim": 64, **({"features": 4} if model == "fastgan" else {}),
               **config}
-    generator = evaluate.GENERATORS[model](**config)
+    generator = checkpoints.GENERATORS[model](**config)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "args.json").write_text(json.dumps({"model": model}))
     return checkpoints.save(folder, {
@@ -44,47 +48,51 @@ def run(tmp_path_factory):
     return folder
 
 
-@pytest.fixture(scope="module", autouse=True)
-def networks_are_built_once():
-    """Building random ones takes seconds."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("inception_network", "resnet50_network", "pieces_network", "lpips_network"):
-            patch.setattr(features, name, functools.cache(getattr(features, name)))
-        yield
+@pytest.fixture(scope="module")
+def networks():
+    """{name: a function that makes a network}, by seeded random weights but EfficientNet-Lite2's;
+    each network is built once, since building it takes seconds."""
+    made = {f"{name}_network": functools.cache(functools.partial(
+        getattr(weights, f"{name}_network"), *arguments)) for name, *arguments in (
+            ("efficientnet_lite2",), ("inception", "random"), ("resnet50", "random"))}
+    lpips = weights.lpips_network
+    return made | {"lpips_network": functools.cache(
+        lambda net, device: lpips(net, "random", device))}
 
 
 @pytest.fixture
-def evaluated(monkeypatch, capfd):
-    """evaluated(arguments) -> (stdout, stderr) of evaluate.py run as __main__ in this process."""
+def evaluated(networks, monkeypatch, capfd):
+    """evaluated(arguments) -> (stdout, stderr) of evaluate.py run as __main__ in this process, by
+    `features` if no --features are among them."""
 
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["evaluate.py", "--weights", "random",
-                                          *map(str, arguments)])
-        capfd.readouterr()
-        runpy.run_path(str(ROOT / "evaluate.py"), run_name="__main__")
+    def run(*arguments, by="efficientnet"):
+        with monkeypatch.context() as patch:
+            for name, make in networks.items():
+                patch.setattr(weights, name, make)
+            patch.setattr(sys, "argv", ["evaluate.py", "--features", by, *map(str, arguments)])
+            capfd.readouterr()
+            runpy.run_path(str(ROOT / "evaluate.py"), run_name="__main__")
         return capfd.readouterr()
 
     return run
 
 
-def check_numbers(fid, accuracy, fake, real):
+def check_numbers(distance, accuracy, fake, real):
     """Against the metrics computed here, from images in folders."""
-    images = [photos.decode_all(photos.image_files(folder), 256) for folder in (real, fake)]
-    network = features.inception_network("random", CPU, "bilinear")
-    assert fid == pytest.approx(
-        metrics.frechet_distance(*(features.features(x, network) for x in images)), rel=1e-3)
-    network = features.resnet50_network("random", CPU)
-    points = {letter: features.features(x, network) for letter, x in zip("TF", images, strict=True)}
-    lists, rows = metrics.neighbor_lists(["TT", "FF", "TF"], points), torch.arange(len(images[0]))
-    assert accuracy == metrics.adversarial_accuracy(lists, "TF", rows, rows)
+    network = weights.efficientnet_lite2_network()
+    fake, real = (features.features(photos.decode_all(photos.image_files(folder), 256), network)
+                  for folder in (fake, real))
+    assert distance == pytest.approx(metrics.frechet_distance(real, fake), rel=1e-3)
+    assert accuracy == metrics.adversarial_accuracy(real, fake)
 
 
 @pytest.fixture(scope="module")
 def first_evaluation(script, run, bedrooms):
-    """(its process, the samples that it judged, made without photos and feature networks)."""
+    """(its process, the samples that it judged, made without photos and feature networks). Without
+    a network: EfficientNet's weights come with pip."""
     judged = "--ckpt", 10, "latest"
-    done = script("evaluate.py", *judged, "--data", bedrooms, "--weights", "random", "--show", 0, 5,
-                  cwd=run.parents[1])
+    done = script("evaluate.py", *judged, "--data", bedrooms, "--features", "efficientnet",
+                  "--show", 0, 5, cwd=run.parents[1])
     samples = run.parents[1] / "samples"
     script("evaluate.py", *judged, "--generate", 6, "--out", samples, cwd=run.parents[1])
     return done, samples
@@ -96,7 +104,7 @@ def test_two_checkpoints_of_the_newest_run(first_evaluation, run, bedrooms):
     assert "warning: fastgan 20 was trained on other photos" in done.stderr
     out = run / "eval"
     pictures = {f"{kind}_fastgan-{step}.png" for step in (10, 20)
-                for kind in ("neighbours_cosine", "neighbours_lpips", "pca", "pieces")}
+                for kind in ("neighbours_cosine", "pca", "pieces")}
     assert {path.name for path in out.iterdir()} == pictures | {
         "metrics.json", "metrics.csv", "table.md", "table.png", "pca_real.png", "curve.png",
         "spectrum.png", ".cache"}
@@ -105,47 +113,46 @@ def test_two_checkpoints_of_the_newest_run(first_evaluation, run, bedrooms):
     real, first, second = written["columns"]
     assert [real["name"], first["name"], second["name"]] == ["REAL", "fastgan 10", "fastgan 20"]
     # Too few photos for some, and --recover was not asked for.
-    rows = ROWS - {"fid_infinity_train", "fid_infinity_validation", "ct", "recovery_gap",
-                   "recovery_p"}
+    rows = ROWS - {"fd_efficientnet_infinity_validation", "recovery_gap"}
     assert set(first) == {"name", "kind", "n", "path", "model", "step", "intervals", "suspects",
                           *rows}
     assert [written["settings"][key] for key in ("n", "size", "fit")] == [6, 256, "square"]
     table = (out / "table.md").read_text()
-    for text in (table, written["settings"]["note"]):
-        assert "random features: not comparable with published numbers" in text
-    assert done.stdout.startswith(table)
+    assert "by EfficientNet-Lite2" in table and done.stdout.startswith(table)
+    assert "random" not in table + json.dumps(written)
     for row, (low, high) in first["intervals"].items():
         assert low <= first[row] <= high
     assert set(first["intervals"]) == rows - {  # halves of 6 have no 5th neighbour
-        "precision", "recall", "density", "coverage"}
+        "precision", "recall"}
     assert first["privacy_loss"] == first["aa_test"] - first["aa_train"]
     lines = list(csv.DictReader((out / "metrics.csv").open()))
-    assert float(lines[1]["fid_train"]) == first["fid_train"] and lines[0]["fid_train"] == ""
-    better = min(first, second, key=lambda column: column["fid_train"])
-    line = next(x for x in table.splitlines() if "FID train" in x)
-    assert f"**{better['fid_train']:.1f} ±" in line and line.count("**") == 2
-    check_numbers(first["fid_train"], first["aa_train"], samples / "fastgan-10", bedrooms / "train")
-    check_numbers(real["fid_validation"], real["aa_train"], bedrooms / "val", bedrooms / "train")
+    row = "fd_efficientnet_train"
+    assert float(lines[1][row]) == first[row] and lines[0][row] == ""
+    better = min(first, second, key=lambda column: column[row])
+    line = next(x for x in table.splitlines() if "FD-EfficientNet train" in x)
+    assert f"**{better[row]:.1f} ±" in line and line.count("**") == 2
+    check_numbers(first[row], first["aa_train"], samples / "fastgan-10", bedrooms / "train")
+    check_numbers(real["fd_efficientnet_validation"], real["aa_train"], bedrooms / "val",
+                  bedrooms / "train")
 
 
 def test_a_second_evaluation_takes_features_from_the_cache(first_evaluation, evaluated, run,
                                                            bedrooms, monkeypatch):
-    """Nothing is computed from an image, but for the figure of pieces, from four at a time."""
+    """No image passes a network."""
     out, samples = run / "eval", first_evaluation[1]
     real, first, second = json.loads((out / "metrics.json").read_text())["columns"]
     arguments = ("--run", run, "--ckpt", 10, "--data", bedrooms, "--json", "-")
-    computed, compute = [], features.features
-    monkeypatch.setattr(features, "features", lambda images, network: (
-        computed.extend([len(images)] * (len(images) > 4)), compute(images, network))[1])
-    monkeypatch.setattr(features, "lpips_features", None)
+    computed, compute = [], features._extracted
+    monkeypatch.setattr(features, "_extracted", lambda images, *more: (
+        computed.append(len(images)), compute(images, *more))[1])
     again = evaluated(*arguments)
     expected = [real, {**first, "path": str(run / "ckpt_000010.pth")}]
     assert json.loads(again.out)["columns"] == expected  # the JSON alone is on stdout
-    assert "FID train" in again.err
+    assert "FD-EfficientNet train" in again.err
     assert computed == [] and (out / "metrics.json").read_text() + "\n" == again.out
 
     # A damaged cache is made anew, and so is one under another's name.
-    a, b = sorted((out / ".cache").glob("resnet_*.pt"))
+    a, b = sorted((out / ".cache").glob("embeddings_*.pt"))
     content = bytearray(a.read_bytes())
     content[len(content) // 2] ^= 1
     for path in (a, b):
@@ -163,23 +170,25 @@ def test_a_second_evaluation_takes_features_from_the_cache(first_evaluation, eva
 
 def test_dinov2_in_the_place_of_inception(evaluated, bedrooms, tmp_path, monkeypatch):
     """A small vision transformer's random features give the rows, the table and the curve."""
-    monkeypatch.setattr(features, "_vision_transformer", functools.partial(
-        features._vision_transformer, width=32, depth=2, heads=2))
-    monkeypatch.setattr(features, "inception_network", None)
+    monkeypatch.setattr(weights, "_vision_transformer", functools.partial(
+        weights._vision_transformer, width=32, depth=2, heads=2))
+    monkeypatch.setattr(weights, "dinov2_network", functools.partial(
+        weights.dinov2_network, "random"))
     paths = [write_checkpoint(tmp_path / "gan", step, 28, step, "gan") for step in (1, 2)]
-    out, _ = evaluated("--ckpt", *paths, "--data", bedrooms, "--features", "dinov2", "--json", "-",
-                       "--out", tmp_path / "out")
+    out, _ = evaluated("--ckpt", *paths, "--data", bedrooms, "--json", "-", "--out",
+                       tmp_path / "out", by="dinov2")
     written = json.loads(out)
     assert written["settings"]["features"] == "dinov2"
     _, *columns = written["columns"]
-    network = features.dinov2_network("random")
+    network = weights.dinov2_network()
     photo, fake = (features.features(x, network) for x in (
         photos.load_images(bedrooms, "train", 28)[0], sample(paths[0], 6)))
     assert columns[0]["fd_dinov2_train"] == pytest.approx(
         metrics.frechet_distance(photo, fake), rel=1e-3)
-    assert columns[0]["kd_dinov2_train"] == pytest.approx(
-        metrics.kernel_distance(photo, fake), rel=1e-3, abs=1e-6)
-    assert "precision" in columns[0] and not any("fid" in row for row in columns[0])
+    unseen = features.features(photos.load_images(bedrooms, "val", 28)[0], network)
+    assert columns[0]["kd_dinov2_validation"] == pytest.approx(
+        metrics.kernel_distance(unseen, fake), rel=1e-3, abs=1e-6)
+    assert "aa_train_lpips" in columns[0] and not any("fid" in row for row in columns[0])
     assert "FD-DINOv2 train" in (tmp_path / "out" / "table.md").read_text()
     assert (tmp_path / "out" / "curve.png").exists()
 
@@ -226,12 +235,13 @@ def test_four_models_in_one_table(evaluated, tmp_path, bedrooms):
     assert len(warnings) == 1 and "dcgan 200 trained on crop ones" in warnings[0]
     assert not (tmp_path / "out" / "curve.png").exists()  # one step of each run
     for path, column in zip(paths, columns, strict=True):
-        assert column["path"] == str(path) and column["n"] == 2 and column["fid_train"] > 0
+        assert column["path"] == str(path) and column["n"] == 2
+        assert column["fd_efficientnet_train"] > 0
     out, err = evaluated("--ckpt", paths[1], "--data", bedrooms, "--out", tmp_path / "out2",
                          "--json", tmp_path / "numbers.json", "--n", 2)
     settings = json.loads((tmp_path / "numbers.json").read_text())["settings"]
     assert settings["fit"] == "crop" and settings["size"] == 64
-    assert "FID train" in out and "--fit" not in err
+    assert "FD-EfficientNet train" in out and "--fit" not in err
 
 
 def test_recovery_of_a_generator_that_knows_its_training_photos(evaluated, bedrooms, tmp_path):
@@ -255,9 +265,8 @@ def test_recovery_of_a_generator_that_knows_its_training_photos(evaluated, bedro
     out, _ = evaluated("--run", path.parent, "--ckpt", 6, "--data", bedrooms, "--n", 4,
                        "--recover", 6, "--out", tmp_path / "out", "--json", "-")
     column = json.loads(out)["columns"][1]
-    assert column["recovery_gap"] > 0.01 and column["recovery_p"] < 0.01
     low, high = column["intervals"]["recovery_gap"]
-    assert low < column["recovery_gap"] < high
+    assert 0 < low < column["recovery_gap"] < high and column["recovery_gap"] > 0.01
     picture = Image.open(tmp_path / "out" / "recovered_gan-6.png")
     assert picture.width > 1000 and picture.height > 900
 
@@ -267,15 +276,13 @@ def test_training_photos_as_samples_are_found_out(evaluated, bedrooms, tmp_path)
     copies = tmp_path / "copies"
     shutil.copytree(bedrooms / "train", copies)
     out, _ = evaluated("--samples", copies, "--data", bedrooms, "--out", tmp_path / "out",
-                       "--size", 28, "--study")
+                       "--size", 28, "--study", by="inception")
     _, column, *study = json.loads((tmp_path / "out" / "metrics.json").read_text())["columns"]
     assert [c["fid_validation"] for c in study if c["kind"] == "published"] == [63, 87, 74, 78, 77]
     assert abs(column["fid_train"]) < 1e-3 * column["fid_validation"]
     assert column["aa_train"] == column["aa_train_lpips"] == 0
     assert column["privacy_loss"] > 0.2
-    assert column["copies"] == column["copies_lpips"] == 1
-    assert column["authpct"] == column["authpct_lpips"] == 0
-    assert column["pieces"] == column["piece_photos"] == 1
+    assert column["copies"] == column["pieces"] == 1
     for kind in ("cosine", "lpips"):
         found = column["suspects"][kind]
         assert len(found) == 6 and all(s["name"] == s["photo"] for s in found)
@@ -284,8 +291,29 @@ def test_training_photos_as_samples_are_found_out(evaluated, bedrooms, tmp_path)
                f"by {kind}" in out
 
 
+def test_a_row_more_is_in_table_csv_and_json(evaluated, bedrooms, run, monkeypatch):
+    """To add a number takes a Row and its function."""
+    row = Row("mean_gap", "mean gap", "variety", "how far the means are apart", 0, 2, "features",
+              lambda train, validation, fake: (train.features.mean() - fake.features.mean()).item(),
+              lambda train, validation: 0.125)
+    monkeypatch.setattr("common.rows.ROWS", [row, *rows("inception")])
+    out, _ = evaluated("--run", run, "--ckpt", 10, "--data", bedrooms, "--out",
+                       run.parent / "more")
+    written = json.loads((run.parent / "more" / "metrics.json").read_text())
+    real, column = written["columns"]
+    assert real["mean_gap"] == 0.125 and isinstance(column["mean_gap"], float)
+    assert real["intervals"]["mean_gap"] == [0.125, 0.125]
+    lines = list(csv.DictReader((run.parent / "more" / "metrics.csv").open()))
+    assert float(lines[1]["mean_gap"]) == column["mean_gap"] and lines[0]["mean_gap_low"] == "0.125"
+    table = (run.parent / "more" / "table.md").read_text()
+    assert table in out and f"{column['mean_gap']:.2f} ±" in next(
+        line for line in table.splitlines() if line.startswith("| mean gap"))
+    group = table.index("**variety**")
+    assert group < table.index("| mean gap") < table.index("**copying**")
+
+
 def test_names_of_checkpoints_and_columns(run):
-    assert list(evaluate.checkpoint_paths(run, ["all"])) == checkpoints.find_all(run)
+    assert list(checkpoints.named(run, ["all"])) == checkpoints.find_all(run)
     columns = [evaluate.Column(name, run / folder, 64, "", None, checkpoint)
                for name, folder, checkpoint in [("fastgan 5", "", {"step": 5})] * 2 + [
                    ("s", "a", None), ("s", "b", None), ("REAL", "c", None)]]
@@ -294,7 +322,7 @@ def test_names_of_checkpoints_and_columns(run):
 
 
 def sample(path, n):
-    generator = evaluate.load_generator(checkpoints.read(path), CPU)
+    generator = checkpoints.load_generator(path)
     return sampling.generate(generator, sampling.latents(0, range(n), generator.z_dim))
 
 
@@ -318,7 +346,8 @@ def test_bad_input(refused, run, bedrooms, tmp_path):
             (["--ckpt", "latest"], "no run with a checkpoint"),
             (["--ckpt", gan, run / "ckpt_000010.pth"], "trained on different data (fastgan, gan)"),
             (["--samples", mixed, "--data", bedrooms], "--size"),
-            (["--run", run, "--data", bedrooms], "--weights random"),
+            (["--run", run, "--data", bedrooms], "--features efficientnet"),
+            (["--run", run, "--data", bedrooms, "--features", "dinov2", "--study"], "--study"),
             (["--ckpt", gan, "--mix", 0, 1], "gan"),
             (["--samples", mixed, "--size", 64, "--interpolate", 0, 1], "need checkpoints"),
             (["--samples", mixed, "--size", 64, "--recover", 2], "needs checkpoints"),

@@ -5,13 +5,18 @@ import ast
 import pytest
 from conftest import ROOT
 
-ROOMS = ["cli", "files", "photos", "devices", "sampling", "checkpoints", "run", "features",
-         "report", "scenes"]  # each imports only from rooms before it, and of those only:
-NEEDS = {"photos": "cli files", "devices": "cli", "checkpoints": "cli files",
-         "run": "cli files photos devices sampling checkpoints", "features": "cli files",
-         "report": "files", "prepare_data": "cli files scenes", "nets": "", "metrics": "",
-         "evaluate": "nets metrics " + " ".join(ROOMS)}
+ROOMS = ["cli", "files", "twins", "scenes", "photos", "devices", "sampling", "recovery",
+         "checkpoints", "figures", "run", "weights", "perceptual", "features", "rows", "report"]
+NEEDS = {  # each imports only from rooms before it, and of those, of nets and of metrics only:
+    "photos": "cli files", "devices": "cli", "recovery": "sampling",
+    "checkpoints": "cli files sampling nets", "figures": "files",
+    "run": "cli files photos devices sampling checkpoints figures",
+    "weights": "nets files", "perceptual": "weights",
+    "features": "metrics cli files photos weights perceptual", "rows": "metrics",
+    "report": "files rows", "prepare_data": "cli files scenes twins",
+    "evaluate": "nets metrics " + " ".join(ROOMS)}
 FILES = sorted([*ROOT.glob("*.py"), *ROOT.glob("common/*.py"), *ROOT.glob("tests/*.py")])
+OURS = [path for path in FILES if path.parent.name != "tests"]
 
 
 def imported(path):
@@ -23,24 +28,28 @@ def imported(path):
         elif isinstance(node, ast.ImportFrom):
             names = {alias.name for alias in node.names} if node.module == "common" else set()
             found |= names | {node.module.removeprefix("common.")}
-    return found & {path.stem for path in FILES if path.parent.name != "tests"}
+    return found & {path.stem for path in OURS}
 
 
-@pytest.mark.parametrize("path", [p for p in FILES if p.parent.name != "tests"],
-                         ids=lambda path: path.stem)
+def test_every_file_has_its_room():
+    assert {path.stem for path in ROOT.glob("common/*.py")} - {"__init__"} == set(ROOMS)
+
+
+@pytest.mark.parametrize("path", OURS, ids=lambda path: path.stem)
 def test_imports_run_downwards(path):
     needs = NEEDS.get(path.stem, "")
     if path.stem.startswith("train_"):
         needs = "nets " + " ".join(ROOMS)
     assert imported(path) <= set(needs.split())
     if path.stem in ROOMS:
-        assert imported(path) <= set(ROOMS[: ROOMS.index(path.stem)])
+        before = ROOMS[: ROOMS.index(path.stem)]
+        assert imported(path) <= {"nets", "metrics", *before}
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_files_and_functions_are_short(path):
-    """No file over 600 lines, no function or method over 60."""
-    assert len(path.read_text().splitlines()) <= 600
+    """No file over 500 lines but nets.py, no function or method over 60."""
+    assert len(path.read_text().splitlines()) <= (750 if path.name == "nets.py" else 500)
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.FunctionDef):
             assert node.end_lineno - node.lineno < 60, node.name

@@ -16,7 +16,6 @@ from conftest import ROOT, digest
 from PIL import Image
 from test_nets import FIXTURES
 
-import evaluate
 from common import checkpoints
 
 PLANS = {  # number of all steps, where to stop; steps a checkpoint, grid, row
@@ -206,7 +205,7 @@ def test_a_checkpoint_of_format_1_goes_on(launch, tmp_path):
         for key, value in network.items():
             if key.endswith("weight"):
                 torch.testing.assert_close(new["networks"][name][key], value, atol=1e-5, rtol=0)
-    generator = evaluate.load_generator(old, torch.device("cpu"))
+    generator = checkpoints.load_generator(old["path"])
     assert torch.equal(generator.state_dict()["main.0.weight"], old["sampler"]["main.0.weight"])
 
 
