@@ -4,9 +4,10 @@
     python tests/bench_metrics.py --data DIR --size 256 --threads 2
     python tests/bench_metrics.py --scaling            # memory at 2,500, 5,000, 10,000 points
     python tests/bench_metrics.py --lpips-memory 331   # 331 x 331 images of 1024x1024
-    python tests/bench_metrics.py --memorisation       # AuthPct, C_T and pieces of 331 a set
-    python tests/bench_metrics.py --intervals          # of 331 a set
+    python tests/bench_metrics.py --memorisation       # pieces of 331 a set
+    python tests/bench_metrics.py --intervals          # of 331 a set, by views and by features
     python tests/bench_metrics.py --verdict            # evaluate.py beside the tools people use
+    python tests/bench_metrics.py --efficientnet       # README's first table beside one FID
     python tests/bench_metrics.py --spectra            # rows of photos, blurred, with grids
     python tests/bench_metrics.py --dinov2             # the full network beside timm's
 
@@ -26,38 +27,30 @@ import time
 import warnings
 from functools import partial
 from pathlib import Path
-from unittest import mock
 
 import numpy as np
 import prdc
 import pytorch_fid.inception
-import sklearn.cluster
-import sklearn.decomposition
 import sklearn.metrics.pairwise
 import sklearn.neighbors
 import torch
-import torch.nn.functional as F
 import torch_fidelity
 from cleanfid.resize import build_resizer
 from pytorch_fid.fid_score import calculate_fid_given_paths
 from scipy.ndimage import gaussian_filter
-from scipy.spatial.distance import cdist
-from scipy.stats import mannwhitneyu
+from torch.nn import functional as F
 from torch_fidelity.metric_kid import kid_features_to_metric
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from bench_train import Peak
+from drawn import smooth
 from published import older_scipy, pytorch_fid_distance
 
 import metrics
-from common import features, photos
+from common import features, perceptual, photos, rows, weights
 
 CPU = torch.device("cpu")
-
-
-def drawn(n, size, seed):
-    coarse = torch.rand(n, 3, 9, 9, generator=torch.Generator().manual_seed(seed)) * 255
-    return F.interpolate(coarse, size=(size, size), mode="bicubic").clamp(0, 255).byte()
+drawn = partial(smooth, coarse=9)
 
 
 def timed(function, repeats):
@@ -97,14 +90,13 @@ def scaling(args):
     """Seconds and peak memory of each metric over the number of 2048-d features a side.
 
     A distance block of 2048 x 2048 in float64 is 34 MB whatever n is; what grows with n are the
-    features themselves, 8 kB a point and side, and 32 neighbours of each point, 512 bytes.
+    features themselves, 8 kB a point and side.
     """
     numbers = {
         "Frechet distance": metrics.frechet_distance,
         "kernel distance": metrics.kernel_distance,
         "precision, recall, density, coverage": metrics.precision_recall_density_coverage,
-        "32 neighbours, of all lists": lambda x, y: metrics.neighbor_lists(
-            ["TT", "FF", "TF"], {"T": x, "F": y}),
+        "adversarial accuracy": metrics.adversarial_accuracy,
     }
     print("| metric | n a side | s | peak | of it features |\n| --- | ---: | ---: | ---: | ---: |")
     print(f"| before | – | – | {1024 * Peak(CPU).read():,.0f} MB | – |")
@@ -124,101 +116,54 @@ def lpips_memory(args, size=1024):
     """
     for net, share in (("alex", 1), ("vgg", 10)):
         n = max(2, args.lpips_memory // share)
-        module = features.lpips_network(net, "random")
+        module = weights.lpips_network(net, "random")
         start, peak = time.perf_counter(), Peak(CPU)
-        x, y = (features.lpips_features((drawn(1, size, seed + i) for i in range(n)), module,
-                                       total=n) for seed in (0, n))
-        made, features_peak, peak = time.perf_counter() - start, 1024 * peak.read(), Peak(CPU)
-        features.pairwise_lpips(x, y, module)
-        print(f"LPIPS {net}, {n} x {n} at {size}x{size}: features {made:.0f} s, peak "
-              f"{features_peak:,.0f} MB; distances {time.perf_counter() - start - made:.0f} s, "
+        x, y = (perceptual.lpips_points((drawn(1, size, seed + i) for i in range(n)), module,
+                                        total=n) for seed in (0, n))
+        made, points_peak, peak = time.perf_counter() - start, 1024 * peak.read(), Peak(CPU)
+        perceptual.pairwise_lpips(x, y)
+        print(f"LPIPS {net}, {n} x {n} at {size}x{size}: points {made:.0f} s, peak "
+              f"{points_peak:,.0f} MB; distances {time.perf_counter() - start - made:.0f} s, "
               f"peak {1024 * peak.read():,.0f} MB", flush=True)
 
 
+def rows_of(*spaces):
+    return [row for row in rows.rows("inception") if row.space in spaces]
+
+
 def memorisation(args, n=331, cells=196):
-    """AuthPct, C_T and pieces, of points, beside a few lines of scikit-learn, scipy and torch."""
-    train, test, fake = torch.randn(3, n, 2048, generator=torch.Generator().manual_seed(0))
-
-    def authentic():
-        own = cdist(train, train)
-        np.fill_diagonal(own, np.inf)
-        across = cdist(fake, train)
-        return 100 * (across.min(1) > own.min(1)[across.argmin(1)]).mean()
-
-    def copying():
-        project = sklearn.decomposition.PCA(64, random_state=0).fit(train.double().numpy())
-        sets = [project.transform(x.double().numpy()) for x in (train, test, fake)]
-        kmeans = sklearn.cluster.KMeans(3, n_init=10, random_state=0).fit(sets[0])
-        total = weight = 0
-        for cell in range(3):
-            t, v, f = (x[kmeans.predict(x) == cell] for x in sets)
-            if min(len(v), len(f)) >= 20:
-                u = mannwhitneyu(cdist(f, t).min(1), cdist(v, t).min(1)).statistic
-                product = len(v) * len(f)
-                total += len(v) * (u - product / 2 + 0.5) / (
-                    product * (len(v) + len(f) + 1) / 12) ** 0.5
-                weight += len(v)
-        return total / weight
-
-    rows = torch.arange(n)
-
-    def authenticity():
-        lists = metrics.neighbor_lists(["TT", "TF"], {"T": train, "F": fake},
-                                       distance=metrics.pairwise_euclidean)
-        return metrics.authenticity(lists, "TF", rows, rows)
-
-    row(f"AuthPct of {n}, scipy", authenticity, authentic)
-    row(f"C_T of {n}, scikit-learn and scipy",
-        lambda: metrics.copying_score(train, test, fake)(), copying)
+    """Pieces, beside a line of torch, and the seconds of their row with its interval."""
     generator = torch.Generator().manual_seed(1)
     maps = F.normalize(torch.randn(n, cells, 128, generator=generator), dim=2)
-    few = maps[:8].flatten(0, 1)
-    row(f"pieces: {few.shape[0]} cells of {n * cells} near {n} photos, all at once",
-        lambda: metrics.nearest_pieces(few, maps, 32).distances[:, 0],
-        lambda: 1 - (few @ maps.flatten(0, 1).T).amax(1), relative=False)
-    near = [metrics.Neighbors(*torch.rand(n * cells, n, generator=generator).double().topk(
-        32, largest=False)) for _ in range(2)]
-    measure = metrics.piece_measure(*near, [torch.arange(n)] * 3, cells)
-    _, seconds = timed(lambda: metrics.numbers([measure], n), 1)
-    print(f"pieces of {n} images, from neighbours on, with the interval: {seconds:.1f} s")
+    few = maps[:8]
+    row(f"pieces: {few.shape[0] * cells} cells of {n * cells} near {n} photos, all at once",
+        lambda: metrics.cell_distances(maps, few).amin(0).flatten(),
+        lambda: 1 - (few.flatten(0, 1) @ maps.flatten(0, 1).T).amax(1), relative=False)
+    matrix = torch.rand(2 * n, n, cells, generator=generator)
+    views = [metrics.Distances(matrix, part) for part in torch.arange(2 * n).split(n)]
+    _, seconds = timed(lambda: rows.numbers(rows_of("cells"), {
+        "cells": [*views, metrics.Distances(matrix, torch.arange(n))]}), 1)
+    print(f"pieces of {n} images, from distances on, with the interval: {seconds:.1f} s")
 
 
 def intervals(args, n=331, d=2048):
     """Seconds of all numbers of features with their intervals, of REAL and one column: each half's
-    looked up in a matrix of inner products, and each anew from its features."""
-
-    def by_features(x, y):
-        (a, b), means = ((z.double() - z.double().mean(0) for z in (x, y)), (x.mean(0), y.mean(0)))
-        a, b = a / (len(x) - 1) ** 0.5, b / (len(y) - 1) ** 0.5
-        apart = (means[0].double() - means[1].double()).square().sum()
-        root = torch.linalg.svdvals(a @ b.T).sum()
-        return (apart + a.square().sum() + b.square().sum() - 2 * root).item()
-
+    looked up in a matrix of inner products or distances, and each anew from its features."""
     train, validation, fake = torch.randn(3, n, d, generator=torch.Generator().manual_seed(0)).abs()
-    seconds, ends = [0, 0], [[], []]
-    for references, x in (({"validation": train}, validation),
-                          ({"train": train, "validation": validation}, fake)):
-        start = time.perf_counter()
-        fast = metrics.distribution_measures(references, x)
-        seconds[0] += time.perf_counter() - start
-        start = time.perf_counter()
-        ends[0] += metrics.numbers(fast, n)["intervals"].values()
-        seconds[0] += time.perf_counter() - start
-        with mock.patch.multiple(metrics, GRAM_POINTS=0, frechet_distance=by_features):
-            start = time.perf_counter()
-            plain = metrics.distribution_measures(references, x)
-            ends[1] += metrics.numbers(plain, n)["intervals"].values()
-            seconds[1] += time.perf_counter() - start
-    apart = np.abs(np.divide(*ends) - 1).max()
-    print(f"intervals of {n} x {d}, REAL and a column: {seconds[0]:.1f} s, {seconds[1]:.1f} s by "
-          f"features, {seconds[1] / seconds[0]:.1f}x, ends apart by {apart:.1e}", flush=True)
-    lists = metrics.neighbor_lists(["TT", "VV", "FF", "TV", "TF", "VF"],
-                                   {"T": train, "V": validation, "F": fake})
-    rows, start = [torch.arange(n)] * 3, time.perf_counter()
-    for _ in range(2):  # by two distances
-        metrics.numbers([metrics.neighbor_measure(lists, rows), metrics.copy_measure(lists, rows),
-                         metrics.neighbor_measure(lists, rows[:2], "_real", "V")], n)
-    print(f"those of neighbours: {time.perf_counter() - start:.1f} s", flush=True)
+    for names, views in ((("features",), metrics.product_views),
+                         (("embeddings", "all embeddings"), metrics.distance_views)):
+        seconds, ends = [], []
+        for prepared in (views, lambda *sets: sets):
+            start, found = time.perf_counter(), []
+            for real, sets in ((True, (train, validation)), (False, (train, validation, fake))):
+                spaces = dict.fromkeys(names, prepared(*sets))
+                found += rows.numbers(rows_of(*names), spaces, real)[1].values()
+            seconds.append(time.perf_counter() - start)
+            ends.append(np.array(found))
+        apart = np.abs(np.subtract(*ends)).max(1) / np.maximum(np.ptp(ends[1], 1), 1e-9)
+        print(f"{len(found)} numbers and intervals of {n} x {d} {names[0]}, REAL and a column: "
+              f"{seconds[0]:.1f} s, {seconds[1]:.1f} s by features, {seconds[1] / seconds[0]:.1f}x,"
+              f" ends apart by {apart.max():.1e} of the interval", flush=True)
 
 
 def spectra(args):
@@ -234,17 +179,17 @@ def spectra(args):
                  photo.float() + high * lines).clamp(0, 255).byte() for high in (1, 4)}}
     power = features.features(train[:n], network)
     for kind, images in kinds.items():
-        measure = metrics.spectrum_measure(power, features.features(images[:n], network))
-        found = metrics.numbers([measure], n)
-        print(f"| {kind} | " + " | ".join(f"{found[row]:.2f} ±{high - found[row]:.2f}" for row, (
-            _, high) in found["intervals"].items()) + " |", flush=True)
+        found, ends = rows.numbers(rows_of("spectra"), {
+            "spectra": [power, features.features(images[:n], network)]})
+        print(f"| {kind} | " + " | ".join(f"{found[name]:.2f} ±{high - found[name]:.2f}" for name, (
+            _, high) in ends.items()) + " |", flush=True)
 
 
 def dinov2(args):
     """DINOv2's ViT-L/14 at its native 518x518 beside timm's, with timm's random weights."""
     import timm
 
-    peak, network = Peak(CPU), features.dinov2_network("random")
+    peak, network = Peak(CPU), weights.dinov2_network("random")
     _, seconds = timed(lambda: features.features(drawn(8, 256, 0), network), 1)
     print(f"an image at 224x224: {seconds / 8:.1f} s, peak {1024 * peak.read():,.0f} MB")
     theirs = timm.create_model("vit_large_patch14_dinov2.lvd142m", pretrained=False).eval()
@@ -252,36 +197,63 @@ def dinov2(args):
         if name.endswith("gamma"):  # 1e-5 would leave nothing of the blocks
             torch.nn.init.uniform_(value.data, 0.5, 1.5)
     with torch.device("meta"):
-        ours = features._vision_transformer(37).eval()
-    ours.load_state_dict(features._from_dinov2(theirs.state_dict(), 37), assign=True)
+        ours = weights._vision_transformer(37).eval()
+    ours.load_state_dict(weights._from_dinov2(theirs.state_dict(), side=37), assign=True)
     image = torch.randn(1, 3, 518, 518, generator=torch.Generator().manual_seed(0))
     row("DINOv2 of one image of 518x518, timm", lambda: ours(image), lambda: theirs(image),
         repeats=1, relative=False)
 
 
-WITHOUT_LPIPS = """
+RANDOM = """
 import runpy, sys, torch
-from common import features
-def no_features(batches, network, total):
-    return torch.zeros(sum(map(len, batches)), 1)
-features.lpips_features = no_features
-features.pairwise_lpips = lambda x, y, network: torch.rand(len(x), len(y))
-runpy.run_path(sys.argv[0], run_name="__main__")
+from common import perceptual, weights
+def random(make):
+    return lambda *trunk, **options: make(*trunk, weights="random", **options)
+for name in "inception_network", "resnet50_network", "lpips_network":
+    setattr(weights, name, random(getattr(weights, name)))
+"""
+WITHOUT_LPIPS = """
+def no_points(batches, network, total):
+    return torch.rand(sum(map(len, batches)), 2)
+perceptual.lpips_points = no_points
 """
 
 
-def evaluation(folder, threads, program):
-    """Seconds of evaluate.py of the folders a, b, c, d, random weights, in a process of its own."""
+def evaluation(folder, threads, samples, kind, program=""):
+    """Seconds of evaluate.py of folders, in a process of its own that runs the program before."""
     script = Path(__file__).resolve().parents[1] / "evaluate.py"
-    command = ["--samples", *"abcd", "--data", "data", "--weights", "random", "--out", "out"]
-    program = [script] if program is None else ["-c", f"import sys; sys.argv[0] = r'{script}'"
-                                                + program]
+    program = f"""import runpy, sys; sys.argv[0] = r'{script}'
+{program}
+runpy.run_path(sys.argv[0], run_name='__main__')"""
     start = time.perf_counter()
-    subprocess.run([sys.executable, *program, *command], cwd=folder, check=True,
+    subprocess.run([sys.executable, "-c", program, "--samples", *samples, "--data", "data",
+                    "--features", kind, "--out", "out"], cwd=folder, check=True,
                    stdout=subprocess.DEVNULL, env={
                        **os.environ, "OMP_NUM_THREADS": str(threads),
                        "PYTHONPATH": str(script.parent)})
     return time.perf_counter() - start
+
+
+def image_folders(folder, n, samples):
+    """Photos and samples, n drawn images a set at 256x256, as evaluate.py takes them."""
+    sets = [folder / "data" / "train", folder / "data" / "val", *(folder / c for c in samples)]
+    for seed, where in enumerate(sets):
+        photos.save_images([drawn(n, 256, seed)], where)
+    return sets
+
+
+def random_inception():
+    """The state dict of the seeded random Inception, which pytorch-fid uses from here on."""
+    state = weights._network("inception", weights._fid_inception, "random").state_dict()
+    pytorch_fid.inception.load_state_dict_from_url = lambda *_, **__: state
+    return state
+
+
+def one_fid(folders):
+    """Seconds of pytorch-fid for the FID of two folders, its imports not counted."""
+    with older_scipy():
+        return timed(lambda: calculate_fid_given_paths(
+            [str(folder) for folder in folders], 50, "cpu", 2048), 1)[1]
 
 
 def verdict(args, n=331, columns=4, pairs=30):
@@ -291,30 +263,27 @@ def verdict(args, n=331, columns=4, pairs=30):
     the pairs of sets that evaluate.py compares. prdc needs features, and gets them for nothing.
     LPIPS is scaled from a few pairs to all.
     """
-    state = features._network("inception", features._fid_inception, "random").state_dict()
+    samples = "abcd"[:columns]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        sets = [folder / "data" / "train", folder / "data" / "val", *(folder / c for c in "abcd")]
-        for seed, where in enumerate(sets):
-            photos.save_images([drawn(n, 256, seed)], where)
-        two = str(sets[0]), str(sets[2])
-        torch.save(state, folder / "inception.pth")
-        pytorch_fid.inception.load_state_dict_from_url = lambda *_, **__: state
-        with older_scipy():
-            _, fid = timed(lambda: calculate_fid_given_paths(two, 50, "cpu", 2048), 1)
+        train, _, first, *_ = image_folders(folder, n, samples)
+        torch.save(random_inception(), folder / "inception.pth")
+        fid = one_fid([train, first])
         _, kid = timed(lambda: torch_fidelity.calculate_metrics(
-            input1=two[0], input2=two[1], kid=True, kid_subset_size=n, cuda=False, cache=False,
-            verbose=False, feature_extractor_weights_path=str(folder / "inception.pth")), 1)
-        ours = {"cold": evaluation(folder, args.threads, None),
-                "warm": evaluation(folder, args.threads, None)}
+            input1=str(train), input2=str(first), kid=True, kid_subset_size=n, cuda=False,
+            cache=False, verbose=False,
+            feature_extractor_weights_path=str(folder / "inception.pth")), 1)
+        ours = {way: evaluation(folder, args.threads, samples, "inception", RANDOM)
+                for way in ("cold", "warm")}
         for cache in folder.rglob(".cache"):
             cache.rename(folder / f"cache_{cache.parent.name}")
-        ours["cold, without LPIPS"] = evaluation(folder, args.threads, WITHOUT_LPIPS)
-        ours["warm, without LPIPS"] = evaluation(folder, args.threads, WITHOUT_LPIPS)
+        ours |= {f"{way}, without LPIPS": evaluation(folder, args.threads, samples, "inception",
+                                                     RANDOM + WITHOUT_LPIPS)
+                 for way in ("cold", "warm")}
 
     x, y = (torch.randn(n, 2048, generator=torch.Generator().manual_seed(i)) for i in (0, 1))
     _, manifold = timed(lambda: prdc.compute_prdc(x.numpy(), y.numpy(), 5), 1)
-    some, module = drawn(2 * pairs, 256, 0) / 127.5 - 1, features.lpips_network("alex", "random")
+    some, module = drawn(2 * pairs, 256, 0) / 127.5 - 1, weights.lpips_network("alex", "random")
     a, b = some.split(pairs)
     _, lpips = timed(lambda: [module(p[None], q[None]) for p, q in zip(a, b, strict=True)], 1)
     tools = {  # both sides of each column; LPIPS within and between all sets that AA compares
@@ -330,6 +299,18 @@ def verdict(args, n=331, columns=4, pairs=30):
         print(f"| evaluate.py, {name} | {seconds:,.0f} | {theirs / seconds:.3g} |")
 
 
+def efficientnet(args, n=267):
+    """evaluate.py --features efficientnet, all numbers and figures of REAL and one column, from
+    files and from nothing kept, beside pytorch-fid for one FID of two of its three folders."""
+    random_inception()
+    with tempfile.TemporaryDirectory() as name:
+        train, _, fake = image_folders(Path(name), n, "a")
+        fid = one_fid([train, fake])
+        ours = evaluation(Path(name), args.threads, "a", "efficientnet")
+    print(f"{n} images a set at 256x256, {args.threads} threads: evaluate.py --features "
+          f"efficientnet {ours:.1f} s, one FID by pytorch-fid {fid:.1f} s, {fid / ours:.2f}x")
+
+
 def compare(args):
     """The table of every metric beside its reference."""
     if args.data.is_dir():
@@ -342,16 +323,15 @@ def compare(args):
     print("| metric, against its reference | ours s | reference s | ratio | difference | peak |\n"
           "| --- | ---: | ---: | ---: | ---: | ---: |")
     compare_inception(x[: args.images])
-    network = features.inception_network("random")
+    network = weights.inception_network("random")
     compare_numbers(features.features(x, network), features.features(y, network))
-    for net in ("alex", "squeeze", "vgg")[: args.lpips]:
+    for net in ("alex", "vgg")[: args.lpips]:
         compare_lpips(net, x, y)
 
 
 def compare_inception(images):
-    network = features.inception_network("random")
-    state = features._network("inception", features._fid_inception, "random").state_dict()
-    pytorch_fid.inception.load_state_dict_from_url = lambda *_, **__: state
+    network = weights.inception_network("random")
+    random_inception()
     reference = pytorch_fid.inception.InceptionV3([3]).eval()
     row(f"Inception features of {len(images)}, pytorch-fid",
         lambda: features.features(images, network),
@@ -359,7 +339,7 @@ def compare_inception(images):
         reference_repeats=3)
     resize = build_resizer("clean")
     row(f"clean resize of {len(images)}, clean-fid (of 255)",
-        lambda: torch.cat([features._prepare_clean_fid(b.float()) for b in images.split(32)]) * 128,
+        lambda: torch.cat([weights._prepare_clean_fid(b.float()) for b in images.split(32)]) * 128,
         lambda: np.stack([resize(i).transpose(2, 0, 1)
                           for i in images.permute(0, 2, 3, 1).numpy()]) - 128,
         reference_repeats=3, relative=False)
@@ -392,14 +372,18 @@ def compare_numbers(a, b):
 
 
 def compare_lpips(net, x, y, rows=3, columns=4):
-    module = features.lpips_network(net, "random")
+    module = weights.lpips_network(net, "random")
+
+    def of_all():
+        return perceptual.pairwise_lpips(*(perceptual.lpips_points([z], module, len(z))
+                                           for z in (x, y)))
 
     def pair_by_pair():
         p, q = x[:rows] / 127.5 - 1, y[:columns] / 127.5 - 1
         return torch.stack([torch.cat([module(i[None], j[None]).flatten() for j in q]) for i in p])
 
     row(f"LPIPS {net} {len(x)} x {len(y)}, pair by pair",
-        partial(features.pairwise_lpips, x, y, module), pair_by_pair, repeats=1,
+        of_all, pair_by_pair, repeats=1,
         scale=len(x) * len(y) / (rows * columns), relative=False)
 
 
@@ -416,10 +400,11 @@ if __name__ == "__main__":
     parser.add_argument("--size", type=int, default=256)
     parser.add_argument("--n", type=int, default=268, help="drawn images a side without data")
     parser.add_argument("--images", type=int, default=64, help="images to time Inception on")
-    parser.add_argument("--lpips", type=int, default=1, choices=(1, 2, 3),
-                        help="how many of alex, squeeze, vgg")
-    for what, text in ((memorisation, "AuthPct, C_T and pieces"),
+    parser.add_argument("--lpips", type=int, default=1, choices=(1, 2),
+                        help="how many of alex, vgg")
+    for what, text in ((memorisation, "pieces"),
                        (intervals, "of 331 a set, both ways"),
+                       (efficientnet, "README's first table beside one FID"),
                        (spectra, "of photos, blurred, with grids"),
                        (dinov2, "the full network beside timm's"),
                        (verdict, "beside the tools people use"),
