@@ -144,6 +144,7 @@ class Comparison(NamedTuple):
     fit: str
     seed: int
     caption: str
+    margins: str  # what ± is in the table
     out: Path
 
 
@@ -167,11 +168,12 @@ def compare(args, columns):
         # Sets are compared at equal size; copies are looked for among all training photos.
         images.choose(photos.draw_rows(images.n, n, args.seed), few)
     caption = (f"{data.resolve().name}, {n} images a set at {size}×{size} ({fit}), seed "
-               f"{args.seed}; by {features.KINDS[args.features][0]}; " + (
-                   "± half a 95% interval" if 3 * n <= metrics.VIEWED else
-                   f"intervals of pieces and spectra alone, above {metrics.VIEWED // 3:,} images"))
+               f"{args.seed}; by {features.KINDS[args.features][0]}")
+    margins = ("± half a 95% interval" if 3 * n <= metrics.VIEWED else
+               f"± half a 95% interval; above {metrics.VIEWED // 3:,} images only pieces and "
+               "spectra have one")
     return Comparison(data, train, validation, photos.split_files(data, "train"), n, size, fit,
-                      args.seed, caption, Path(args.out or columns[0].home / "eval"))
+                      args.seed, caption, margins, Path(args.out or columns[0].home / "eval"))
 
 
 def limit_of(column):
@@ -337,7 +339,7 @@ def recover(column, compared, networks, n):
 def draw(real, judged, compared, table, components, kind):
     """All figures."""
     out, caption = compared.out, compared.caption
-    figures.table(table, caption, out / "table.png")
+    figures.table(table, f"{caption}; {compared.margins}", out / "table.png")
     figures.components(components.shares, {f"train + test, AA {real.result['aa_train']:.2f}":
                                            real.points},
                        f"REAL: embeddings\n{caption}", out / "pca_real.png")
@@ -438,7 +440,8 @@ def main(args):
                 "resize": args.resize if args.features == "inception" else None,
                 "lpips_size": networks.lpips_size if networks.lpips else None,
                 "recover": args.recover, "level": 0.95, "versions": versions()}
-    report.write(chosen, results, settings, compared.caption, compared.out, args.json)
+    report.write(chosen, results, settings, f"{compared.caption}; {compared.margins}",
+                 compared.out, args.json)
     draw(real, judged, compared, report.table(chosen, results), components, args.features)
     print(f"written to {compared.out}/", file=sys.stderr if args.json == "-" else sys.stdout)
 

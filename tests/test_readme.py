@@ -14,6 +14,8 @@ import forks
 import pytest
 from conftest import ROOT
 
+from common.rows import rows
+
 PAGES = {path: path.read_text(encoding="utf-8")
          for path in (ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")))}
 ALL = "\n\n".join(PAGES.values())
@@ -33,7 +35,7 @@ SMALL = {
     "train_vae.py": "--size 32 --latent 8 --batch-size 4 --epochs 1",
     "train_fastgan.py": "--size 256 --features 4 --batch-size 2 --iters 2 --reconstruction l1",
     "train_fastgan.py --resume": "--iters 3",
-    "evaluate.py": "--weights random --n 2 --lpips-size 64",
+    "evaluate.py": "--features efficientnet --n 2",
     "evaluate.py --generate": "--generate 3",
 }
 
@@ -71,6 +73,13 @@ def test_the_tables_flags_are_its_scripts_flags(script):
     flags = set(re.findall(r"^  (--[\w-]+)", "".join(helps), re.M))
     listed = set(re.findall(r"`(--[\w-]+)", ALL.split("| flag |")[1].split("\n\n")[0]))
     assert listed == flags - {"--help"}
+
+
+def test_the_tables_rows_are_those_of_rows_py():
+    """README says of each row what common/rows.py says."""
+    found = [line for line in PAGES[ROOT / "README.md"].split("| row | what it says |")[1].split(
+        "\n\n")[0].splitlines()[2:] if not line.startswith("| **")]
+    assert found == [f"| {row.label} | {row.says} |" for row in rows("efficientnet")]
 
 
 @pytest.fixture
