@@ -46,8 +46,9 @@ def features(images, network, batch_size=32):
 def _on_device(images, network, batch_size=32):
     """The images in batches, where the network is."""
     device = next(network.parameters()).device
-    # A few at once on a CPU, whose cache holds their maps: twice as fast as 32.
-    for batch in images.split(min(4, batch_size) if device.type == "cpu" else batch_size):
+    if device.type == "cpu":
+        batch_size = min(batch_size, getattr(network, "at_once", batch_size))
+    for batch in images.split(batch_size):
         yield batch.to(device, non_blocking=True)
 
 

@@ -47,11 +47,12 @@ class Extractor(nn.Module):
     """uint8 images (n, 3, h, w) -> embeddings (n, d): prepared, mapped by `body`, then by `head`.
 
     cells: what makes unit vectors (n, c, 128 or less) of the body's maps, one for each place.
+    at_once: images whose maps a CPU's cache holds.
     """
 
-    def __init__(self, prepare, body, head=None, cells=None):
+    def __init__(self, prepare, body, head=None, cells=None, at_once=32):
         super().__init__()
-        self.prepare, self.cells = prepare, cells
+        self.prepare, self.cells, self.at_once = prepare, cells, at_once
         net = nn.ModuleDict({"body": body, "head": head or nn.Identity()})
         _fuse_batch_norm(net)
         self.net = net.to(memory_format=torch.channels_last)
@@ -113,7 +114,7 @@ def efficientnet_lite2_network(weights="pretrained", device="cpu"):
     net = efficientnet_lite(2, weights)
     body = nn.Sequential(net.stem, *net.stages[:3])
     head = nn.Sequential(*net.stages[3:], net.head)
-    return Extractor(_prepare_lite, body, head, Cells(4)).to(device)
+    return Extractor(_prepare_lite, body, head, Cells(4), at_once=4).to(device)
 
 
 def inception_network(weights="pretrained", device="cpu", resize="bilinear"):
