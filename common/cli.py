@@ -102,7 +102,7 @@ positive = number(float, FLOAT32_MIN, FLOAT32_MAX)
 def augmentation(text):
     """An argparse type: the names in --augment, as a list."""
     names = [] if text == "none" else text.split(",")
-    if not set(names) <= {"color", "translation"}:
+    if not set(names) <= {"color", "translation", "cutout"}:
         raise ValueError
     return names
 

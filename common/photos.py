@@ -235,8 +235,9 @@ def mirror(batch):
 def diff_augment(x, policy):
     """Differentiable augmentation of (n, 3, h, w), with draws of its own for each image.
 
-    `policy` holds "color" (brightness ±1/2, saturation 0 to 2, contrast 1/2 to 3/2) and
-    "translation" (up to 1/8 of a side, zeros come in). Zhao et al. 2020 (arXiv 2006.10738).
+    `policy` holds "color" (brightness ±1/2, saturation 0 to 2, contrast 1/2 to 3/2), "translation"
+    (up to 1/8 of a side, zeros come in) and "cutout" (zeros in a square of half the side, its
+    centre anywhere). Zhao et al. 2020 (arXiv 2006.10738).
     """
     n, _, height, width = x.shape
     if "color" in policy:
@@ -258,6 +259,13 @@ def diff_augment(x, policy):
         padded = F.pad(x, (1, 1, 1, 1)).permute(0, 2, 3, 1)
         rows, columns = rows.clamp(0, height + 1), columns.clamp(0, width + 1)
         x = padded[image, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+    if "cutout" in policy:
+        inside = []
+        for side, u in zip((height, width), torch.rand(2, n, device=x.device), strict=True):
+            middle = ((side + 1) * u).long()[:, None]  # between two pixels, or at the border
+            place = torch.arange(side, device=x.device) - middle
+            inside.append((-(side // 4) <= place) & (place < side // 4))
+        x = x * ~(inside[0][:, None, :, None] & inside[1][:, None, None, :])
     return x
 
 

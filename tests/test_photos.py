@@ -2,8 +2,10 @@
 
 import hashlib
 import io
+import itertools
 import random
 import shutil
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -92,6 +94,33 @@ def test_color_augmentation_is_the_papers_formula():
         image = image.mean() + (image - image.mean()) * (contrast[i] + 0.5)
         torch.testing.assert_close(y[i], image)
     assert photos.diff_augment(x, []) is x
+
+
+def test_cutout_is_half_a_side_wide_wherever_its_middle_is():
+    """In the published formula what lies outside the image is clamped onto its border."""
+    x = (torch.rand(3000, 3, 8, 8) + 1).requires_grad_()
+    y = photos.diff_augment(x, ["cutout"])
+    rows = [{min(max(middle - 2 + k, 0), 7) for k in range(4)} for middle in range(9)]
+    squares = {}
+    for middle in np.ndindex(9, 9):
+        square = torch.ones(8, 8)
+        for place in itertools.product(*(rows[m] for m in middle)):
+            square[place] = 0
+        squares[square.numpy().tobytes()] = middle
+    left = (y != 0).float()
+    assert torch.equal(y, x * left) and (left == left[:, :1]).all()
+    times = Counter(squares[one.numpy().tobytes()] for one in left[:, 0])
+    assert len(times) == 81 and max(times.values()) < 2 * 3000 / 81  # each as likely
+    assert torch.equal(torch.autograd.grad(y.sum(), x)[0], left)
+
+
+def test_cutout_comes_after_translation():
+    """Where both are asked for, the square has half a side, too: it is not moved out of sight."""
+    torch.manual_seed(0)
+    y = photos.diff_augment(torch.ones(500, 3, 16, 16), ["translation", "cutout"])
+    torch.manual_seed(0)
+    moved = photos.diff_augment(torch.ones(500, 3, 16, 16), ["translation"])
+    assert torch.equal(y, photos.diff_augment(moved, ["cutout"]))
 
 
 # Decoding and its cache
