@@ -22,29 +22,39 @@ def save_figure(figure, title, path):
         figure.savefig(file, format="png", dpi=100, pil_kwargs={"compress_level": 3})
 
 
-def loss_curves(rows, resumed, title, path, hidden=()):
+def loss_curves(rows, resumed, title, path, hidden=(), apart=()):
     """Each loss and its mean over 1/25 of the rows, by iteration.
 
     rows: texts by column, as csv.DictReader reads them: "step", "iteration" (without it a step is
     one), and the losses, empty where there is none. resumed: the steps after which dotted lines
-    are drawn. hidden: columns that are not drawn.
+    are drawn. hidden: columns that are not drawn. apart: those that are drawn below, as logits.
     """
-    figure, ((axes,),) = new_figure(8, 4)
+    losses = [name for name in rows[0] if name not in ("step", "iteration", *hidden, *apart)]
+    panels = {"loss": losses, "D's mean logit": [name for name in apart if name in rows[0]]}
+    panels = {label: names for label, names in panels.items() if names}
+    figure, axes = new_figure(8, 1 + 3 * len(panels), len(panels), sharex=True)
     iterations = [int(row.get("iteration") or row["step"]) for row in rows]
-    width = max(1, len(rows) // 25)
-    for name in [name for name in rows[0] if name not in ("step", "iteration", *hidden)]:
-        losses = np.array([float(row[name] or "nan") for row in rows])
-        smooth = np.convolve(losses, np.full(width, 1 / width), "valid")
-        (line,) = axes.plot(iterations[width - 1 :], smooth, label=name, linewidth=1.5)
-        axes.plot(iterations, losses, color=line.get_color(), alpha=0.25, linewidth=0.7)
-    for step in resumed:
-        before = [i for i, row in zip(iterations, rows, strict=True) if int(row["step"]) <= step]
-        axes.axvline(before[-1] if before else 0, color="grey", linestyle=":", linewidth=1)
-    if all(float(row[name] or 1) > 0 for row in rows for name in row):
-        axes.set_yscale("log")  # a KL divergence is hundreds of times a squared error
-    axes.set(xlabel="iteration (dotted: resumed)", ylabel="loss")
-    axes.legend()
+    for (label, names), axis in zip(panels.items(), axes[:, 0], strict=True):
+        for name in names:
+            trace(axis, iterations, [float(row[name] or "nan") for row in rows], name)
+        for step in resumed:
+            before = [i for i, row in zip(iterations, rows, strict=True)
+                      if int(row["step"]) <= step]
+            axis.axvline(before[-1] if before else 0, color="grey", linestyle=":", linewidth=1)
+        axis.set_ylabel(label)
+        axis.legend()
+    if all(float(row[name] or 1) > 0 for row in rows for name in losses):
+        axes[0, 0].set_yscale("log")  # a KL divergence is hundreds of times a squared error
+    axes[-1, 0].set_xlabel("iteration (dotted: resumed)")
     save_figure(figure, title, path)
+
+
+def trace(axes, iterations, values, name):
+    """Values, pale, and their mean over 1/25 of them."""
+    width = max(1, len(values) // 25)
+    smooth = np.convolve(values, np.full(width, 1 / width), "valid")
+    (line,) = axes.plot(iterations[width - 1 :], smooth, label=name, linewidth=1.5)
+    axes.plot(iterations, values, color=line.get_color(), alpha=0.25, linewidth=0.7)
 
 
 # Of evaluate.py ------------------------------------------------------------------------------

@@ -36,6 +36,18 @@ def average_weight(step):
     return max(0.001, 9 / (10 + step))
 
 
+@torch.no_grad()
+def update_average(average, parameters, weight):
+    """Moves a list of averaged parameters towards the present ones, in place.
+
+    weight: a number or a tensor () on their device, which a CUDA graph sees change.
+    """
+    # Three calls: lerp has none for all tensors and a weight on the device.
+    change = torch._foreach_sub(list(parameters), average)
+    torch._foreach_mul_(change, weight)
+    torch._foreach_add_(average, change)
+
+
 def sampling_copy(generator, average=None):
     """A copy to sample from: in evaluation mode, with batch-norm statistics of its own.
 

@@ -154,3 +154,27 @@ def test_losses_are_drawn_by_iteration_from_where_each_has_a_mean(monkeypatch, t
     assert np.asarray(smooth.get_xdata())[[0, -1]].tolist() == [4, 100]  # means of four
     assert np.allclose(np.asarray(smooth.get_ydata())[10:], 1.5)
     assert resumed.get_xdata()[0] == 39  # the last iteration of step 3
+
+
+def test_what_is_no_loss_is_drawn_apart(saved, tmp_path):
+    """D's logits have a panel of their own below, where the log has them; their signs don't matter
+    to the losses' logarithmic axis."""
+    rows = [{"step": str(i), "loss": str(i), "seen": str(-i), "new": str(i % 3)}
+            for i in range(1, 51)]
+    names = ["seen", "new", "not there"]
+    figures.loss_curves(rows, [20], "title", "losses.png", apart=names)
+    above, below = saved[0].axes
+    assert above.get_position().y0 > below.get_position().y0
+    assert above.get_yscale() == "log" and below.get_yscale() == "linear"
+    assert [axes.get_ylabel() for axes in (above, below)] == ["loss", "D's mean logit"]
+    for axes, drawn in ((above, {"loss": 1}), (below, {"seen": -1})):
+        smooth, raw = axes.lines[:2]
+        assert smooth.get_label() in drawn
+        assert list(raw.get_ydata()) == [drawn[smooth.get_label()] * i for i in range(1, 51)]
+        assert axes.lines[-1].get_xdata()[0] == 20  # resumed
+    assert [text.get_text() for text in below.get_legend().get_texts()] == ["seen", "new"]
+    assert len(above.lines) == 3 and len(below.lines) == 5
+    figures.loss_curves([{"step": "1", "loss": "1"}], [], "title", "losses.png", apart=names)
+    assert len(saved[1].axes) == 1
+    figures.loss_curves(rows, [], "title", tmp_path / "losses.png", hidden=["seen"], apart=["new"])
+    assert len(saved[2].axes[0].lines) == 2 == len(saved[2].axes[1].lines)

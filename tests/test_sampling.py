@@ -27,6 +27,19 @@ def test_the_averages_decay_ends_at_the_published_one():
     assert sampling.average_weight(9000) == sampling.average_weight(50000) == 0.001
 
 
+def test_an_average_moves_by_the_weights_share_of_the_way():
+    """In place, by a number or by a tensor, and through no gradient."""
+    for weight in (0.25, torch.tensor(0.25)):
+        average = [torch.randn(3, 4), torch.randn(5), torch.randn(())]
+        present = [torch.nn.Parameter(torch.randn_like(a)) for a in average]
+        expected = [0.75 * a + 0.25 * p.detach() for a, p in zip(average, present, strict=True)]
+        before, kept = [p.detach().clone() for p in present], list(average)
+        sampling.update_average(average, iter(present), weight)
+        for a, same, e, p, b in zip(average, kept, expected, present, before, strict=True):
+            torch.testing.assert_close(a, e)
+            assert a is same and not a.requires_grad and torch.equal(p, b)
+
+
 def test_pixels_round_and_clamp():
     x = torch.tensor([-3.0, -1.0, 0.0, 0.999, 1.0, 7.0])
     assert sampling.to_uint8(x).tolist() == [0, 0, 128, 255, 255, 255]
