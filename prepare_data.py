@@ -1,6 +1,6 @@
 """Turn raw photos into a training and a validation set.
 
-    python prepare_data.py --demo 64                # drawn bedrooms: no network, no files needed
+    python prepare_data.py --demo 256               # drawn bedrooms: no network, no files needed
     python prepare_data.py --download               # MIT Indoor Scenes (2.6 GB), its bedrooms
     python prepare_data.py --archive data/indoorCVPR_09.tar --class kitchen
     python prepare_data.py --images ~/photos --out data/mine

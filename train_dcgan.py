@@ -15,9 +15,9 @@ from common import cli, devices, photos, sampling
 from common.run import Run, launch, load_photos, start
 from nets import DCGANDiscriminator, DCGANGenerator
 
-DEMO = {"data": "data/demo", "features": 16, "batch_size": 16, "epochs": 200, "ckpt_every": 100,
+DEMO = {"data": "data/demo", "features": 16, "batch_size": 16, "epochs": 50, "ckpt_every": 25,
         "augment": "color,translation",  # without it D wins over so few scenes
-        "sample_every": 50, "log_every": 5}
+        "sample_every": 10, "log_every": 1}
 
 
 def cross_entropy(logits, is_real):
@@ -100,4 +100,4 @@ if __name__ == "__main__":
                        help="length of a latent")
     group.add_argument("--augment", type=cli.augmentation, default="none", metavar="LIST",
                        help="DiffAugment: color, translation, both or none")
-    launch(main, parser, "dcgan", DEMO)
+    launch(main, parser, "dcgan", demo=DEMO)

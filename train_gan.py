@@ -15,8 +15,8 @@ from common import cli, devices, photos, sampling
 from common.run import Run, launch, load_photos, start
 from nets import GANDiscriminator, GANGenerator
 
-DEMO = {"data": "data/demo", "batch_size": 16, "epochs": 200, "ckpt_every": 100,
-        "sample_every": 50, "log_every": 5}
+DEMO = {"data": "data/demo", "batch_size": 16, "epochs": 50, "ckpt_every": 25,
+        "sample_every": 10, "log_every": 1}
 
 
 def train_step(networks, optimizers, numerics, real):
@@ -85,4 +85,4 @@ if __name__ == "__main__":
                        help="epochs in all, those of a resumed run included")
     group.add_argument("--z-dim", type=cli.width, default=50, metavar="N",
                        help="length of a latent")
-    launch(main, parser, "gan", DEMO)
+    launch(main, parser, "gan", demo=DEMO)

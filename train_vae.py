@@ -15,11 +15,11 @@ import torch
 from torch.nn import functional as F
 
 from common import cli, devices, photos, sampling
-from common.run import Run, launch, load_photos, start
+from common.run import Run, launch, load_sets, start
 from nets import VAE
 
-DEMO = {"data": "data/demo", "size": 64, "latent": 64, "lr": 1e-3, "batch_size": 16, "epochs": 200,
-        "ckpt_every": 100, "sample_every": 50, "log_every": 5}
+DEMO = {"data": "data/demo", "size": 64, "latent": 64, "lr": 1e-3, "batch_size": 16, "epochs": 50,
+        "ckpt_every": 25, "sample_every": 10, "log_every": 1}
 
 
 def divergence(mean, log_variance):
@@ -88,10 +88,8 @@ def main(args, checkpoint):
     # The learning rate is a tensor, so that a CUDA graph sees it change.
     optimizer = torch.optim.Adam(vae.parameters(), torch.tensor(args.lr, device=device),
                                  fused=True, capturable=True)
-    images, fingerprint = load_photos(args, device)
-    sets = [images]
-    if photos.has_validation(args.data):
-        sets.append(load_photos(args, device, "val")[0])
+    sets, fingerprint = load_sets(args, device)
+    images = sets[0]
     # The decoder is named as the generator of the other models is, and sampled from like it.
     networks = {"encoder": vae.encoder, "generator": vae.decoder}
     run = Run("vae", args, checkpoint, numerics, config, networks, {"vae": optimizer},
@@ -134,4 +132,4 @@ if __name__ == "__main__":
     group.add_argument("--lr-decay", type=cli.number(float, 0, math.nextafter(1, 2)),
                        default=1.0, metavar="X",
                        help="factor on the learning rate after each epoch")
-    launch(main, parser, "vae", DEMO)
+    launch(main, parser, "vae", demo=DEMO)

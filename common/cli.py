@@ -133,7 +133,7 @@ def add_training_flags(parser, *, data, size, fit, batch_size, lr, every):
                             "minutes at the start")
     group.add_argument("--deterministic", action=argparse.BooleanOptionalAction, default=False,
                        help="only kernels that give the same bits every time, as a CPU's always do")
-    group.add_argument("--demo", action="store_true", help="quick test: small settings, 64 drawn "
+    group.add_argument("--demo", action="store_true", help="quick test: small settings, 256 drawn "
                        "bedrooms")
     group = parser.add_argument_group("run folder")
     group.add_argument("--out", default="runs", metavar="DIR", help="folder of run folders")

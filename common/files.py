@@ -1,9 +1,11 @@
-"""Files that appear whole or not at all, locks on folders, fingerprints."""
+"""Files that appear whole or not at all, rows of a log, locks on folders, fingerprints."""
 
 import contextlib
+import csv
 import fcntl
 import glob
 import hashlib
+import io
 import os
 import re
 import zipfile
@@ -61,6 +63,24 @@ def naming(path):
         if not isinstance(cause, OSError):
             raise
         raise OSError(cause.errno, cause.strerror or str(cause), str(path)) from error
+
+
+def append_row(path, row):
+    """Appends a row to a CSV file in one write, so that rows are whole.
+
+    A file keeps its columns: if a resumed run has others (its precision changed, or validation
+    photos came), what has no column is left out.
+    """
+    text, columns, new = io.StringIO(), list(row), not path.exists()
+    if not new:
+        with open(path, newline="", encoding="utf-8") as file:
+            columns = next(csv.reader(file), columns)
+    writer = csv.DictWriter(text, columns, restval="", extrasaction="ignore", lineterminator="\n")
+    if new:
+        writer.writeheader()
+    writer.writerow(row)
+    with naming(path), open(path, "a", encoding="utf-8") as file:
+        file.write(text.getvalue())
 
 
 def _is_running(pid):

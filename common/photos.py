@@ -39,7 +39,7 @@ def split_files(data, split):
     """The files of data/<split>/ ("train" or "val"), or of `data` itself for a plain folder."""
     data = Path(data)
     if not data.is_dir():
-        cli.fail(f"{data} is not a folder; prepare_data.py makes one (--demo 64 needs no photos)")
+        cli.fail(f"{data} is not a folder; prepare_data.py makes one (--demo 256 needs no photos)")
     folder = data / split
     if not folder.is_dir():
         if split != "train" or (data / "manifest.csv").exists():

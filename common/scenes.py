@@ -200,7 +200,7 @@ class Bedroom:
 
 
 @np.errstate(all="ignore")  # rays that miss: infinities
-def draw_scene(seed, index, size=512):
+def draw_scene(seed, index, size=256):
     """A random bedroom as PNG bytes, the same for the same seed and index."""
     room, n = Bedroom(np.random.default_rng([seed, index])), size * 9 // 8
     x, y, aim = room.choice((0.2, 0.02, 0.5), (0.5, 0.02, 0.5), (0.8, 0.02, 0.5), (0.85, 0.25, 0.2))

@@ -395,4 +395,4 @@ def test_slow_imports_wait_for_the_option_that_needs_them(tmp_path, args, unwant
                             capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     if args == ["--help"]:
-        assert "--val-fraction" in result.stdout and "prepare_data.py --demo 64" in result.stdout
+        assert "--val-fraction" in result.stdout and "prepare_data.py --demo 256" in result.stdout

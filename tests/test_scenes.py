@@ -25,7 +25,7 @@ def test_a_scene_depends_on_seed_and_index_alone():
     first = draw_scene(1, 2, 64)
     assert draw_scene(1, 2, 64) == first
     assert len({first, draw_scene(1, 3, 64), draw_scene(2, 2, 64), draw_scene(2**62, 2, 64)}) == 4
-    assert pixels(draw_scene(0, 0)).shape == (512, 512, 3)
+    assert pixels(draw_scene(0, 0)).shape == (256, 256, 3)
 
 
 def test_scenes_are_exposed_well_and_differ(drawn):
