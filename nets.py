@@ -4,6 +4,7 @@
     reconstruction, mean, log_variance = VAE(image_size=256)(torch.rand(8, 3, 256, 256))
     image, image_128 = FastGANGenerator(image_size=256)(torch.randn(8, 256))
     logits, maps = FastGANDiscriminator(image_size=256)(image, image_128)
+    logits = ProjectedDiscriminator()(Levels(EfficientNetLite())(image), image)
 
 Every generator is made by (image_size, z_dim, ...), has both as attributes, and turns latents
 (n, z_dim), N(0, 1), into images (n, 3, image_size, image_size) in [-1, 1].
@@ -12,7 +13,8 @@ GAN is Goodfellow et al. 2014 (arXiv 1406.2661); DCGAN Radford et al. 2015 (arXi
 Kingma and Welling 2013 (arXiv 1312.6114), convolutional. FastGAN is Liu et al., "Towards Faster and
 Stabilized GAN Training for High-fidelity Few-shot Image Synthesis", 2021 (arXiv 2101.04775); its
 parameter names and their order are those of the published code, so that its checkpoints, the
-optimisers' included, load as they are.
+optimisers' included, load as they are. The projected discriminator is of Sauer et al., "Projected
+GANs Converge Faster", 2021 (arXiv 2111.01007); it sees through EfficientNet-Lite (Tan and Le 2019).
 """
 
 import itertools
@@ -277,6 +279,8 @@ class GLU(nn.Module):
 
     def forward(self, x):
         values, gates = x.chunk(2, 1)
+        if x.is_cpu:  # whose sigmoid is three times as fast on what lies together
+            gates = gates.clone()
         return values * gates.sigmoid()
 
 
@@ -340,15 +344,28 @@ def up_block_comp(in_channels, out_channels, size):
         NoiseInjection(size, seed=size + 1), BatchNorm2d(2 * out_channels), GLU())
 
 
-def down_layers(in_channels, out_channels, kernel_size, stride=1, padding=0):
+class Shift(nn.Module):
+    """Adds a learned number to each channel: a bias in the place of a batch norm."""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.bias = nn.Parameter(torch.zeros(channels, 1, 1))
+
+    def forward(self, x):
+        return x + self.bias.to(x.dtype)
+
+
+def down_layers(in_channels, out_channels, kernel_size, stride=1, padding=0, norm=BatchNorm2d):
     """Convolution, batch norm, LeakyReLU."""
     return [SpectralConv2d(in_channels, out_channels, kernel_size, stride, padding),
-            BatchNorm2d(out_channels), nn.LeakyReLU(0.2)]
+            norm(out_channels), nn.LeakyReLU(0.2)]
 
 
-def check_image_size(image_size):
-    if image_size not in (256, 512, 1024):
-        raise ValueError(f"FastGAN makes images of 256, 512 or 1024 pixels, not {image_size}")
+def check_image_size(image_size, *sizes):
+    if image_size not in sizes:
+        *others, last = sizes
+        raise ValueError(f"FastGAN is for images of {', '.join(map(str, others))} or {last} "
+                         f"pixels, not {image_size}")
 
 
 # FastGAN's generator -------------------------------------------------------------------------
@@ -369,14 +386,14 @@ class InitLayer(nn.Module):
 class FastGANGenerator(nn.Module):
     """Latents (n, z_dim) -> (image (n, 3, image_size, image_size), image_128 (n, 3, 128, 128)).
 
-    Images aim at [-1, 1]; at 1024 both pass through tanh, at 256 and 512 neither does (as in the
-    published code), so clamp them before use. `features` scales every width; 64 is the paper's.
-    Raises ValueError for another image_size than 256, 512 or 1024.
+    Images aim at [-1, 1]; at 1024 both pass through tanh, below neither does (as in the published
+    code, which has no 128), so clamp them before use. `features` scales every width; 64 is the
+    paper's. Raises ValueError for another image_size than 128, 256, 512 or 1024.
     """
 
     def __init__(self, image_size=1024, z_dim=256, features=64):
         super().__init__()
-        check_image_size(image_size)
+        check_image_size(image_size, 128, 256, 512, 1024)
         self.image_size, self.z_dim = image_size, z_dim
         share = {4: 16, 8: 8, 16: 4, 32: 2, 64: 2, 128: 1, 256: 1 / 2, 512: 1 / 4, 1024: 1 / 8}
         width = {size: max(1, int(s * features)) for size, s in share.items()}
@@ -387,10 +404,12 @@ class FastGANGenerator(nn.Module):
         self.feat_32 = up_block_comp(width[16], width[32], 32)
         self.feat_64 = up_block(width[32], width[64])
         self.feat_128 = up_block_comp(width[64], width[128], 128)
-        self.feat_256 = up_block(width[128], width[256])
+        if image_size > 128:
+            self.feat_256 = up_block(width[128], width[256])
         self.se_64 = SkipLayerExcitation(width[4], width[64])
         self.se_128 = SkipLayerExcitation(width[8], width[128])
-        self.se_256 = SkipLayerExcitation(width[16], width[256])
+        if image_size > 128:
+            self.se_256 = SkipLayerExcitation(width[16], width[256])
         self.to_128 = SpectralConv2d(width[128], 3, 1)
         self.to_big = SpectralConv2d(width[image_size], 3, 3, padding=1)
         if image_size > 256:
@@ -412,8 +431,9 @@ class FastGANGenerator(nn.Module):
         low = self.low_maps(z)
         map_4, map_8, map_16, map_32 = low if style is None else self.low_maps(style)
         map_64 = self.se_64(map_4, self.feat_64(low[-1]))
-        map_128 = self.se_128(map_8, self.feat_128(map_64))
-        last = self.se_256(map_16, self.feat_256(map_128))
+        last = map_128 = self.se_128(map_8, self.feat_128(map_64))
+        if self.image_size > 128:
+            last = self.se_256(map_16, self.feat_256(last))
         if self.image_size > 256:
             last = self.se_512(map_32, self.feat_512(last))
         if self.image_size == 1024:
@@ -427,9 +447,9 @@ class FastGANGenerator(nn.Module):
 class DownBlock(nn.Module):
     """Half the height and width: conv 4×4 stride 2, batch norm, LeakyReLU."""
 
-    def __init__(self, in_channels, out_channels):
+    def __init__(self, in_channels, out_channels, norm=BatchNorm2d):
         super().__init__()
-        self.main = nn.Sequential(*down_layers(in_channels, out_channels, 4, 2, 1))
+        self.main = nn.Sequential(*down_layers(in_channels, out_channels, 4, 2, 1, norm))
 
     def forward(self, x):
         return self.main(x)
@@ -477,6 +497,13 @@ def quadrant(x, index):
     return channels_last(quarters.index_select(0, index).squeeze(0))
 
 
+def down_from_small(widths, norm=BatchNorm2d):
+    """A 128×128 image -> an 8×8 map; widths: channels of the four maps on the way."""
+    first = [SpectralConv2d(3, widths[0], 4, stride=2, padding=1), nn.LeakyReLU(0.2)]
+    return nn.Sequential(*first, *(DownBlock(width, next_width, norm)
+                                   for width, next_width in itertools.pairwise(widths)))
+
+
 class FastGANDiscriminator(nn.Module):
     """(image (n, 3, image_size, image_size), image_128 (n, 3, 128, 128)) -> (logits, maps).
 
@@ -487,7 +514,7 @@ class FastGANDiscriminator(nn.Module):
 
     def __init__(self, image_size=1024, features=64):
         super().__init__()
-        check_image_size(image_size)
+        check_image_size(image_size, 256, 512, 1024)
         share = {8: 16, 16: 8, 32: 4, 64: 2, 128: 1, 256: 1 / 2, 512: 1 / 4, 1024: 1 / 8}
         width = {size: max(1, int(s * features)) for size, s in share.items()}
 
@@ -507,13 +534,7 @@ class FastGANDiscriminator(nn.Module):
         self.se_2_16 = SkipLayerExcitation(width[512], width[64])
         self.se_4_32 = SkipLayerExcitation(width[256], width[32])
         self.se_8_64 = SkipLayerExcitation(width[128], width[16])
-        self.down_from_small = nn.Sequential(
-            SpectralConv2d(3, width[256], 4, stride=2, padding=1),
-            nn.LeakyReLU(0.2),
-            DownBlock(width[256], width[128]),
-            DownBlock(width[128], width[64]),
-            DownBlock(width[64], width[32]),
-        )
+        self.down_from_small = down_from_small([width[size] for size in (256, 128, 64, 32)])
         self.rf_small = SpectralConv2d(width[32], 1, 4)
         # The published decoders have 32 features whatever the rest has; half of it is the same
         # at 64 and keeps a small discriminator small.
@@ -557,15 +578,21 @@ LITE_STAGES = [  # kernel, stride, expansion, channels, repeats: Tan and Le 2019
 
 
 class SameConv2d(nn.Conv2d):
-    """A convolution with TensorFlow's SAME padding: ceil(side / stride) places, and where the zeros
-    are odd in number, the right and the bottom get one more."""
+    """A convolution of stride 2 with TensorFlow's SAME padding: where the zeros are odd in number,
+    the right and the bottom get one more.
+
+    Depthwise it computes all places and takes every second one: on a CPU the gradients of that are
+    ten times as fast as those of a stride.
+    """
 
     def forward(self, x):
-        kernel, stride = self.kernel_size[0], self.stride[0]
-        height, width = (max(0, (-(-side // stride) - 1) * stride + kernel - side)
-                         for side in x.shape[2:])
-        return super().forward(F.pad(x, (width // 2, width - width // 2,
-                                         height // 2, height - height // 2)))
+        kernel = self.kernel_size[0]
+        top, left = (1 - side % 2 for side in x.shape[2:])
+        if self.groups > 1:
+            x = F.conv2d(x, self.weight, self.bias, 1, kernel // 2, 1, self.groups)
+            return x[:, :, top::2, left::2]
+        x = F.pad(x, (kernel // 2 - left, kernel // 2, kernel // 2 - top, kernel // 2))
+        return F.conv2d(x, self.weight, self.bias, 2)
 
 
 def lite_layers(in_channels, out_channels, kernel, stride=1, groups=1):
@@ -632,3 +659,85 @@ class EfficientNetLite(nn.Module):
 
     def forward(self, images):
         return self.classes(self.head(self.maps(images)[-1]))
+
+
+# The projected discriminator: learns from what a pretrained network sees ---------------------
+
+LEVELS = (24, 40, 112, 320)  # channels of EfficientNet-Lite0's maps at 1/4, 1/8, 1/16 and 1/32
+
+
+class Levels(nn.Sequential):
+    """Images (n, 3, h, w) in [-1, 1] -> an EfficientNetLite's maps at 1/4, 1/8, 1/16 and 1/32.
+
+    Images of less than 224 pixels, which the network was made for, are enlarged to them.
+    """
+
+    def __init__(self, net):
+        super().__init__(nn.Sequential(net.stem, *net.stages[:2]), net.stages[2],
+                         net.stages[3:5], net.stages[5:])
+
+    def forward(self, images):
+        x, found = channels_last(images), []
+        if x.shape[-1] < 224:
+            x = F.interpolate(x, 224, mode="bilinear")
+        for level in self:
+            for layer in level:
+                x = layer(x)
+            found.append(x)
+        return found
+
+
+class RandomConv1x1(nn.Module):
+    """A 1×1 convolution with bias, drawn once as torch draws one and never trained."""
+
+    def __init__(self, in_channels, out_channels):
+        super().__init__()
+        drawn = nn.Conv2d(in_channels, out_channels, 1)
+        self.register_buffer("weight", drawn.weight.detach())
+        self.register_buffer("bias", drawn.bias.detach())
+
+    def forward(self, x):
+        return F.conv2d(x, self.weight, self.bias)
+
+
+class ProjectedDiscriminator(nn.Module):
+    """Maps of `Levels`, of images (n, 3, h, w) -> logits (n, 4 · (h / 32 - 3) · (w / 32 - 3)).
+
+    Random convolutions mix the maps' channels and, from the coarsest to the finest, their scales;
+    on each of the four that come out (1/2 to 1/16 of a side) a small discriminator judges places.
+    features: the paper's c, channels of the finest mixed map.
+
+    palette: not of the paper. Batch norm takes away what all samples have in common, such as one
+    palette, and the frozen network hardly looks at colours. So there is no batch norm, and 25
+    logits more are the published small path's on the images, shrunk to 128×128.
+    """
+
+    def __init__(self, features=64, palette=False):
+        super().__init__()
+        mixed = [features * 2**k for k in range(4)]
+        judged = [features, features, 2 * features, 4 * features]
+        self.mix_channels = nn.ModuleList(map(RandomConv1x1, LEVELS, mixed))
+        self.mix_scales = nn.ModuleList(map(RandomConv1x1, mixed, judged))
+        norm = Shift if palette else BatchNorm2d
+        widths = [features, features, 2 * features, 4 * features, 8 * features]  # at 1/2, ... 1/32
+        self.small = nn.ModuleList()
+        for level, width in enumerate(judged):
+            # The published bias before a batch norm is left out: the norm takes it away again.
+            blocks = [DownBlock(*pair, norm)
+                      for pair in itertools.pairwise([width, *widths[level + 1 :]])]
+            self.small.append(nn.Sequential(*blocks, SpectralConv2d(widths[-1], 1, 4)))
+        self.palette = nn.Sequential(
+            MeanPool(128), down_from_small([max(1, features // 2), *widths[1:4]], norm),
+            SpectralConv2d(widths[3], 1, 4)) if palette else None
+
+    def forward(self, maps, images=None):
+        logits, coarser = [], 0
+        for level in reversed(range(4)):
+            x = self.mix_channels[level](maps[level]) + coarser
+            # The published order is the other way round: the same, at four times the cost.
+            x = self.mix_scales[level](x)
+            coarser = F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=True)
+            logits.append(self.small[level](coarser).flatten(1))
+        if self.palette is not None:
+            logits.append(self.palette(channels_last(images)).flatten(1))
+        return torch.cat(logits, 1)

@@ -1,94 +1,62 @@
 """Train a FastGAN (Liu et al. 2021, arXiv 2101.04775) on a folder of photos.
 
     python train_fastgan.py --data data/bedroom                 # the study: 1024×1024, 50,000 steps
-    python train_fastgan.py --data data/bedroom --size 256
+    python train_fastgan.py --data data/bedroom --discriminator projected --size 256
+    python train_fastgan.py --data data/bedroom --small         # for laptops: rooms within hours
+    python train_fastgan.py --init bedrooms.pth --data data/mine --size 256     # few photos
     python train_fastgan.py --resume latest --iters 100000      # the next phase, exactly continued
     python train_fastgan.py --demo                              # drawn scenes, minutes on a CPU
+
+A generator is trained against one of two discriminators. The published one learns to see from
+nothing; it has to reconstruct the photos from what it sees, so that it looks at all of them. The
+projected one (Sauer et al. 2021, arXiv 2111.01007) judges what a frozen network sees that knows
+ImageNet's photos already, and rooms come in a tenth of the steps.
 
 Checkpoints, samples and the log go to runs/fastgan-<data>-<time>/.
 """
 
+import argparse
 import copy
+import functools
 
 import torch
 from torch.nn import functional as F
 
 from common import checkpoints, cli, devices, photos, sampling
-from common.run import Run, launch, load_photos, start
-from nets import FastGANDiscriminator, FastGANGenerator, quadrant
+from common.perceptual import perceptual_loss
+from common.run import Run, launch, load_sets, start
+from common.weights import WeightsError, critic_levels
+from nets import FastGANDiscriminator, FastGANGenerator, ProjectedDiscriminator, quadrant
 
-DEMO = {"data": "data/demo", "size": 256, "features": 8, "batch_size": 6, "iters": 500,
-        "lr": 5e-4, "augment": "translation",  # the study's need more steps to show rooms
-        "reconstruction": "l1", "ckpt_every": 250, "sample_every": 100, "log_every": 10}
-
-
-class LayerDistance(torch.autograd.Function):
-    """LPIPS of one layer's maps (Zhang et al. 2018), differentiable in the first.
-
-    apply(a, b (n, c, h, w), w (c, 1, 1)): squared differences of the maps, each pixel's c values
-    divided by their length, weighted by w; a sum over images of means over pixels, in float32.
-    With autograd's own gradients and every image at once, a third of a CPU's step was this.
-    """
-
-    @staticmethod
-    def forward(ctx, a, b, w):
-        dtype = torch.promote_types(a.dtype, torch.float32)
-        total, saved = a.new_zeros((), dtype=dtype), []
-        # On a CPU image by image, which its cache holds; a GPU would wait for launches.
-        for x, y in zip(*(maps.split(1 if maps.is_cpu else len(maps)) for maps in (a, b)),
-                        strict=True):
-            scale, other = (torch.linalg.vector_norm(maps, dim=1, keepdim=True, dtype=dtype)
-                            .clamp_min_(1e-10).reciprocal_() for maps in (x, y))
-            difference = x * scale
-            difference -= y * other
-            weighted = difference * w
-            total += torch.dot(*(maps.permute(0, 2, 3, 1).flatten()
-                                 for maps in (difference, weighted)))
-            saved += x, scale, weighted
-        ctx.pixels = a[0, 0].numel()
-        ctx.save_for_backward(*saved)
-        return total / ctx.pixels
-
-    @staticmethod
-    def backward(ctx, gradient):
-        parts, gradient = [], 2 * gradient / ctx.pixels
-        for x, scale, weighted in zip(*(ctx.saved_tensors[i::3] for i in range(3)), strict=True):
-            along = (x * weighted).sum(1, keepdim=True)  # what only changes a pixel's length
-            change = weighted - x * (along * scale.square())
-            parts.append((change * (scale * gradient)).to(x.dtype))
-        return torch.cat(parts), None, None
+# What the two papers set, by discriminator: Adam's betas, DiffAugment; and the log's columns.
+BETAS = {"published": (0.5, 0.999), "projected": (0.0, 0.99)}
+AUGMENT = {"published": ["color", "translation"], "projected": ["color", "translation", "cutout"]}
+LOSSES = {"published": ["d_hinge", "d_reconstruction", "g_loss"],
+          "projected": ["d_hinge", "g_loss"]}
+LOGITS = ["d_train", "d_validation", "d_fake"]
+SMALL = {"discriminator": "projected", "palette": True, "augment": "translation,cutout",
+         "size": 256, "features": 32, "batch_size": 8, "lr": 4e-4,
+         "iters": 10000, "ckpt_every": 500, "sample_every": 100, "log_every": 50}
+DEMO = {**SMALL, "data": "data/demo", "size": 128, "iters": 500, "ckpt_every": 250,
+        "log_every": 25}
 
 
-def perceptual_distance(kind, numerics):
-    """A function of two lists of image batches in [-1, 1]: their distances pair by pair, summed
-    over pairs and images, and differentiable in the first list.
+# The published discriminator -----------------------------------------------------------------
 
-    "lpips": LPIPS-VGG, as published. "l1": mean absolute difference, which needs no weights.
-    """
+
+def l1(xs, ys):
+    """What perceptual_loss is, by mean absolute differences, which need no weights."""
+    return sum((x - y).abs().mean((1, 2, 3)).sum() for x, y in zip(xs, ys, strict=True))
+
+
+def reconstruction_loss(kind, numerics):
+    """The decoders' loss: "lpips" as published, or "l1"."""
     if kind == "l1":
-        return lambda xs, ys: sum((x - y).abs().mean((1, 2, 3)).sum()
-                                  for x, y in zip(xs, ys, strict=True))
-    from common.weights import WeightsError, lpips_network
-
+        return l1
     try:
-        network = lpips_network("vgg", device=numerics.device)
+        return perceptual_loss(numerics)
     except WeightsError as error:
-        cli.fail(f"{error}, or choose --reconstruction l1")
-    weights = [head.model[-1].weight[0] for head in network.lins]
-
-    def features(batches):
-        with numerics.autocast():
-            return network.net(network.scaling_layer(torch.cat(batches)))
-
-    def distance(xs, ys):
-        place = {y: i for i, y in enumerate(dict.fromkeys(ys))}  # a target given twice: one pass
-        with torch.no_grad():
-            targets = [maps.chunk(len(place)) for maps in features(list(place))]
-        return sum(LayerDistance.apply(x, target[place[y]], w)
-                   for maps, target, w in zip(features(xs), targets, weights, strict=True)
-                   for x, y in zip(maps.chunk(len(xs)), ys, strict=True))
-
-    return distance
+        cli.fail(f"{error}, or choose --discriminator projected, or --reconstruction l1")
 
 
 def hinge_real(logits):
@@ -103,12 +71,11 @@ def hinge_fake(logits):
     return F.relu(torch.rand_like(logits) * 0.2 + 0.8 + logits).mean()
 
 
-def train_step(networks, optimizers, numerics, average, weight, real, augment, distance):
+def published_step(networks, optimizers, numerics, real, augment, distance):
     """One iteration on photos (n, 3, size, size) in [-1, 1]: the three losses, (3,), detached.
 
-    Updates both networks and the averaged parameters, in which the new ones get `weight` (a number
-    or a tensor ()). One pass of G serves both updates, and each sees the fakes through the same
-    augmentation. `distance` is of perceptual_distance.
+    One pass of G serves both updates, and each sees the fakes through the same augmentation.
+    distance: of reconstruction_loss.
     """
     generator, discriminator = networks["generator"], networks["discriminator"]
     judge = devices.plain(discriminator)  # of G's samples: D learns nothing from it
@@ -139,10 +106,6 @@ def train_step(networks, optimizers, numerics, average, weight, real, augment, d
     judge.requires_grad_(True)
     g_loss = -logits.float().mean()
     numerics.update(optimizers["generator"], g_loss)
-    with torch.no_grad():  # three calls: lerp has none for all tensors and a weight on the device
-        change = torch._foreach_sub(list(generator.parameters()), average)
-        torch._foreach_mul_(change, weight)
-        torch._foreach_add_(average, change)
     return torch.stack([on_real + on_fake, reconstruction, g_loss]).detach()
 
 
@@ -162,46 +125,174 @@ def reconstructions(discriminator, images, device):
     return torch.cat([real_128, whole, whole_small, target, quarter])
 
 
+def published(args, numerics):
+    """The discriminator; its step; its logits of (image, image at 128)."""
+    if args.palette:
+        cli.fail("--palette, which --small sets, is for --discriminator projected: --no-palette")
+    if args.size == 128:
+        cli.fail("--size 128 is for --discriminator projected")
+    discriminator = FastGANDiscriminator(args.size, args.features).to(numerics.device)
+    distance = reconstruction_loss(args.reconstruction, numerics)
+    return (discriminator, functools.partial(published_step, distance=distance),
+            lambda image, image_128: discriminator(image, image_128)[0])
+
+
+# The projected discriminator -----------------------------------------------------------------
+
+
+def projected_step(networks, optimizers, numerics, real, augment, levels):
+    """The same with D on the maps of `levels` (of weights.critic_levels): two losses, (2,).
+
+    One pass of G and of the frozen network over the fakes serves both updates.
+    """
+    generator, discriminator = networks["generator"], networks["discriminator"]
+    judge = devices.plain(discriminator)
+    z = torch.randn(len(real), devices.plain(generator).z_dim, device=real.device)
+    real = photos.diff_augment(real, augment)
+    with numerics.autocast():
+        fake, _ = generator(z)
+    fake = photos.diff_augment(fake.float(), augment)
+    with numerics.autocast():
+        with torch.no_grad():
+            real_maps = levels(real)
+        fake_maps = levels(fake)
+
+    with numerics.autocast(), devices.unsynchronized(discriminator):
+        on_real = F.relu(1 - discriminator(real_maps, real).float()).mean()
+    numerics.backward(on_real)
+    with numerics.autocast():
+        logits = discriminator([maps.detach() for maps in fake_maps], fake.detach())
+    on_fake = F.relu(1 + logits.float()).mean()
+    numerics.update(optimizers["discriminator"], on_fake)
+
+    judge.requires_grad_(False)
+    with numerics.autocast():
+        g_loss = -judge(fake_maps, fake).float().mean()
+    judge.requires_grad_(True)
+    numerics.update(optimizers["generator"], g_loss)
+    return torch.stack([on_real + on_fake, g_loss]).detach()
+
+
+def projected(args, numerics):
+    """The same three: the small image is not looked at."""
+    discriminator = ProjectedDiscriminator(args.features, args.palette).to(numerics.device)
+    try:
+        levels = critic_levels(device=numerics.device).to(memory_format=numerics.layout)
+    except WeightsError as error:
+        cli.fail(error)
+    if args.compile:
+        levels.compile(dynamic=False)
+    return (discriminator, functools.partial(projected_step, levels=levels),
+            lambda image, image_128: discriminator(levels(image), image))
+
+
+# Both ----------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def mean_logits(networks, logits, numerics, sets, row, args):
+    """{of LOGITS: D's mean logit}, on a batch of training photos, of validation photos, of samples.
+
+    In evaluation mode. When D learns its photos by heart, validation photos fall from the training
+    photos to the samples (Karras et al. 2020, arXiv 2006.06676: r_v). logits: of `published` or
+    `projected`; sets: training and validation photos; row: of the log, which others come for.
+    """
+    generator, n, means = networks["generator"], args.batch_size, []
+    for network in networks.values():
+        network.eval()
+    # A compiled network would be compiled anew for evaluation mode, which takes minutes.
+    with torch.compiler.set_stance("force_eager"), numerics.autocast():
+        for images in sets:
+            indices = photos.data_order(len(images), n * row, n, args.seed)
+            image = photos.take_batch(images, indices, numerics.device)
+            means.append(logits(image, F.interpolate(image, size=128)).float().mean())
+        z = sampling.latents(args.seed, range(n * row, n * row + n), args.z_dim)
+        fakes = generator(z.to(numerics.device))
+        means.append(logits(*(fake.float() for fake in fakes)).float().mean())
+    for network in networks.values():
+        network.train()
+    return dict(zip(LOGITS, torch.stack(means).tolist(), strict=True))
+
+
+def kind(args):
+    """The discriminator that arguments, a dict, ask for."""
+    return args.get("discriminator", "published") + " --palette" * args.get("palette", False)
+
+
+def fresh(args, checkpoint):
+    """The networks that a checkpoint does not hold: its discriminator may be of another kind."""
+    if checkpoint is None or kind(checkpoint["args"]) == kind(vars(args)):
+        return []
+    path, saved, wanted = checkpoint["path"], kind(checkpoint["args"]), kind(vars(args))
+    if args.resume and not checkpoint["published"]:
+        cli.fail(f"a resumed run keeps its discriminator: {saved} in {path}, {wanted} now; --init "
+                 f"{path} begins a new run with its generator")
+    cli.warn(f"{path} was trained with the {saved} discriminator: the {wanted} one begins anew")
+    return ["discriminator"]
+
+
+def averaged_parameters(generator, checkpoint):
+    """Those of the checkpoint, or at first the generator's own."""
+    average = copy.deepcopy(generator)
+    if checkpoint:
+        checkpoints.load_weights(average, checkpoint["sampler"], checkpoint["path"])
+    return [parameter.detach() for parameter in average.parameters()]
+
+
 def main(args, checkpoint):
     config = {"image_size": args.size, "z_dim": args.z_dim, "features": args.features}
-    numerics = start(args, checkpoint, DEMO, **config)
-    device = numerics.device
+    initial = checkpoints.read(args.init) if args.init and not checkpoint else checkpoint
+    numerics = start(args, initial, DEMO, **config)
+    new, device = fresh(args, initial), numerics.device
+    if args.augment is None:
+        args.augment = AUGMENT[args.discriminator]
+    build = {"published": published, "projected": projected}[args.discriminator]
     try:
         generator = FastGANGenerator(**config).to(device)
+        discriminator, train_step, logits = build(args, numerics)
     except ValueError as error:
         cli.fail(f"--size {args.size}: {error}")
-    discriminator = FastGANDiscriminator(args.size, args.features).to(device)
-    distance = perceptual_distance(args.reconstruction, numerics)
-    images, fingerprint = load_photos(args, device)
+    sets, fingerprint = load_sets(args, device)
+    images = sets[0]
 
-    adam = {"lr": args.lr, "betas": (0.5, 0.999), "fused": True, "capturable": True}
-    optimizers = {"generator": torch.optim.Adam(generator.parameters(), **adam),
-                  "discriminator": torch.optim.Adam(discriminator.parameters(), **adam)}
+    adam = {"lr": args.lr, "betas": BETAS[args.discriminator], "fused": True, "capturable": True}
     networks = {"generator": generator, "discriminator": discriminator}
+    optimizers = {name: torch.optim.Adam(network.parameters(), **adam)
+                  for name, network in networks.items()}
+    if initial and not checkpoint:
+        for name in networks.keys() - new:
+            checkpoints.load_weights(networks[name], initial["networks"].get(name), args.init)
     run = Run("fastgan", args, checkpoint, numerics, config, networks, optimizers,
-              (len(images), fingerprint), ["d_hinge", "d_reconstruction", "g_loss"])
-    average = [parameter.detach().clone() for parameter in generator.parameters()]
-    if checkpoint:
-        averaged = copy.deepcopy(generator)
-        checkpoints.load_weights(averaged, checkpoint["sampler"], checkpoint["path"])
-        average = [parameter.detach() for parameter in averaged.parameters()]
+              (len(images), fingerprint), LOSSES[args.discriminator], LOGITS, new)
+    average = averaged_parameters(generator, checkpoint)
     fixed = sampling.latents(args.seed, range(16), args.z_dim).to(device)
 
-    # The decoders have no part in D's pass over fakes, which shares the gradients.
+    if args.discriminator == "projected":
+        generator.to_128.requires_grad_(False)  # the small image's layer, which it doesn't look at
+    # The published decoders have no part in D's pass over fakes, which shares the gradients.
+    decoders = args.discriminator == "published"
     shared = {"generator": devices.parallel(generator),
-              "discriminator": devices.parallel(discriminator, find_unused_parameters=True)}
-    update = run.compiled(
-        lambda real, weight: train_step(shared, optimizers, numerics, average, weight, real,
-                                        args.augment, distance))
+              "discriminator": devices.parallel(discriminator, find_unused_parameters=decoders)}
+
+    def update(real, weight):
+        losses = train_step(shared, optimizers, numerics, real, args.augment)
+        sampling.update_average(average, generator.parameters(), weight)
+        return losses
+
+    update = run.compiled(update)
     for step in run.steps(args.iters):
         real = photos.mirror(photos.take_batch(images, run.draw(), device))
         run.add(update(real, torch.full((), sampling.average_weight(step), device=device)))
-        run.log()
+        if run.log_due and len(sets) > 1:
+            run.log(**mean_logits(networks, logits, numerics, sets, step // args.log_every, args))
+        else:
+            run.log()
         if run.sample_due or run.save_due:
             sampler = sampling.sampling_copy(generator, average)
         if run.sample_due:
             run.save_grid(sampler(fixed)[0])
-            run.save_grid(reconstructions(discriminator, images, device), "reconstructions")
+            if decoders:
+                run.save_grid(reconstructions(discriminator, images, device), "reconstructions")
         if run.save_due:
             run.save(sampler)
 
@@ -217,8 +308,19 @@ if __name__ == "__main__":
                        help="width of the networks")
     group.add_argument("--z-dim", type=cli.width, default=256, metavar="N",
                        help="length of a latent")
+    group.add_argument("--discriminator", choices=LOSSES, default="published",
+                       help="published learns to see from nothing, projected sees through "
+                            "EfficientNet: rooms in a tenth of the steps")
+    group.add_argument("--palette", action=argparse.BooleanOptionalAction, default=False,
+                       help="not of the projected discriminator's paper: without batch norm, and "
+                            "with a path that sees colours")
     group.add_argument("--reconstruction", choices=["lpips", "l1"], default="lpips",
-                       help="the decoders' loss; l1 needs no pretrained weights")
-    group.add_argument("--augment", type=cli.augmentation, default="color,translation",
-                       metavar="LIST", help="DiffAugment: color, translation, both or none")
-    launch(main, parser, "fastgan", DEMO)
+                       help="the published decoders' loss; l1 needs no pretrained weights")
+    group.add_argument("--augment", type=cli.augmentation, metavar="LIST",
+                       help="DiffAugment: color, translation, cutout, or none (default: the "
+                            "discriminator's paper's)")
+    group.add_argument("--init", metavar="CKPT", help="start a new run from the networks of a "
+                       "checkpoint, whatever its photos were")
+    group.add_argument("--small", action="store_true",
+                       help="settings for a CPU or laptop: projected, 256×256, narrow networks")
+    launch(main, parser, "fastgan", demo=DEMO, small=SMALL)

@@ -6,7 +6,6 @@ iteration for FastGAN; a stop takes effect after the iteration in hand, within a
 
 import csv
 import gc
-import io
 import json
 import math
 import os
@@ -32,33 +31,43 @@ SKIPPED = "skipped_updates"  # column of the log with fp16: their number since t
 # Start ---------------------------------------------------------------------------------------
 
 
-def launch(main, parser, model, demo):
-    """Runs a training script: main(args, checkpoint), errors of the user's in one line."""
+def launch(main, parser, model, **presets):
+    """Runs a training script: main(args, checkpoint), errors of the user's in one line; `presets`
+    are what flags set at once, demo={...} the defaults with --demo."""
     with cli.system_errors("--batch-size, --size or --features"), devices.others_may_end():
-        main(*parse_arguments(parser, model, demo))
+        main(*parse_arguments(parser, model, presets))
 
 
-def parse_arguments(parser, model, demo):
+def parse_arguments(parser, model, presets):
     """(arguments, the checkpoint to resume from or None).
 
-    The command line wins over the checkpoint's arguments, these over `demo` (with --demo), these
-    over the defaults. So `--resume PATH` alone goes on as the run began.
+    The command line wins over the checkpoint's arguments, these over the presets, these over the
+    defaults. So `--resume PATH` alone goes on as the run began. Of a checkpoint that --init names
+    only the sizes are taken.
     """
     args = parser.parse_args()
-    if args.demo:
-        parser.set_defaults(**demo)
-    if not args.resume:
+    for name, settings in presets.items():
+        if vars(args)[name]:
+            parser.set_defaults(**settings)
+    path = vars(args).get("init")
+    if path and args.resume:
+        cli.fail("--init begins a new run, --resume goes on with one")
+    if args.resume:
+        path = checkpoints.to_resume(args.resume, args.out, args.name, model)
+    if not path:
         return parser.parse_args(), None
-    checkpoint = checkpoints.read(checkpoints.to_resume(args.resume, args.out, args.name, model))
+    checkpoint = checkpoints.read(path)
     if checkpoint["model"] != model:
-        cli.fail(f"{checkpoint['path']} is a {checkpoint['model']} checkpoint, not {model}")
-    kept = set(vars(args)) - {"resume", "device", "out", "name", "demo"}
+        cli.fail(f"{path} is a {checkpoint['model']} checkpoint, not {model}")
+    kept = {"size", "z_dim", "features"}
+    if args.resume:
+        kept = set(vars(args)) - {"resume", "init", "device", "out", "name", *presets}
     saved = [as_typed(name.replace("_", "-"), value) for name, value in checkpoint["args"].items()
              if name in kept and value is not None]
-    parser.source = f"{checkpoint['path']}: "  # as if they were typed first: checked like it
+    parser.source = f"{path}: "  # as if they were typed first: checked like it
     parser.parse_args(saved)
     parser.source = ""
-    return parser.parse_args([*saved, *sys.argv[1:]]), checkpoint
+    return parser.parse_args([*saved, *sys.argv[1:]]), checkpoint if args.resume else None
 
 
 def as_typed(name, value):
@@ -71,7 +80,8 @@ def as_typed(name, value):
 def start(args, checkpoint, demo, **config):
     """The Numerics, after what every script does first: processes, demo scenes, seed.
 
-    config: the networks' arguments, which a resumed run must not change.
+    checkpoint: of the run that is resumed, or with whose networks a new one begins; config: the
+    networks' arguments, which must be the checkpoint's.
     """
     device = devices.choose_device(args.device)
     args.device = str(device)
@@ -84,14 +94,14 @@ def start(args, checkpoint, demo, **config):
     if args.demo and args.data == demo["data"]:
         if devices.rank() == 0 and not Path(args.data, "manifest.csv").exists():
             script = Path(__file__).parents[1] / "prepare_data.py"
-            command = [sys.executable, script, "--demo", "64", "--out", args.data]
+            command = [sys.executable, script, "--demo", "256", "--out", args.data]
             if subprocess.run(command).returncode:
                 cli.fail(f"the demo scenes could not be drawn into {args.data}")
         devices.together(distributed.barrier)
     for name, value in config.items() if checkpoint else ():
         saved = checkpoint["config"].get(name)
         if saved != value:
-            cli.fail(f"a resumed run keeps its {name}: {saved} in {checkpoint['path']}, "
+            cli.fail(f"the networks keep their {name}: {saved} in {checkpoint['path']}, "
                      f"{value} now")
     torch.manual_seed(args.seed)
     return numerics
@@ -113,6 +123,13 @@ def load_photos(args, device, split="train"):
     if device.type == "cuda" and images.nbytes > torch.cuda.mem_get_info(device)[0] / 2:
         return images, fingerprint
     return images.to(device), fingerprint
+
+
+def load_sets(args, device):
+    """([training photos, validation photos where there are any], the SHA-256 of the first)."""
+    images, fingerprint = load_photos(args, device)
+    validation = [load_photos(args, device, "val")[0]] if photos.has_validation(args.data) else []
+    return [images, *validation], fingerprint
 
 
 # Folder, log and curves ----------------------------------------------------------------------
@@ -213,24 +230,6 @@ def lock(folder):
                  "there")
 
 
-def append_row(path, row):
-    """Appends a row to a CSV file in one write, so that rows are whole.
-
-    A file keeps its columns: if a resumed run has others (its precision changed, or validation
-    photos came), what has no column is left out.
-    """
-    text, columns, new = io.StringIO(), list(row), not path.exists()
-    if not new:
-        with open(path, newline="", encoding="utf-8") as file:
-            columns = next(csv.reader(file), columns)
-    writer = csv.DictWriter(text, columns, restval="", extrasaction="ignore", lineterminator="\n")
-    if new:
-        writer.writeheader()
-    writer.writerow(row)
-    with files.naming(path), open(path, "a", encoding="utf-8") as file:
-        file.write(text.getvalue())
-
-
 def truncate_log(path, step):
     """Drops the rows after `step`, a torn last one, and what is no row of numbers."""
     if not path.exists():
@@ -248,14 +247,15 @@ def truncate_log(path, step):
         file.write("".join([header, *kept]).encode())
 
 
-def plot_losses(folder):
-    """losses.png from log.csv, and from args.json where the run was resumed."""
+def plot_losses(folder, apart=()):
+    """losses.png from log.csv and args.json; `apart`: columns of a panel of their own."""
     if not (folder / "log.csv").exists():
         return
     with open(folder / "log.csv", newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     resumed = [record["step"] for record in read_record(folder).get("resumed", ())]
-    figures.loss_curves(rows, resumed, folder.name, folder / "losses.png", hidden=(SKIPPED,))
+    figures.loss_curves(rows, resumed, folder.name, folder / "losses.png", (SKIPPED,),
+                        apart)
 
 
 def catch_signals():
@@ -279,16 +279,17 @@ class Run:
     """Where a training run stands: what is logged, saved and resumed, and in which folder.
 
     config: the generator's arguments; networks, optimizers: dicts; data: (how many training
-    photos, their SHA-256); names: of the losses.
+    photos, their SHA-256); names: of the losses; apart: columns of the log that are drawn in a
+    panel of their own; fresh: networks that the checkpoint lacks.
     """
 
     def __init__(self, model, args, checkpoint, numerics, config, networks, optimizers, data,
-                 names):
+                 names, apart=(), fresh=()):
         self.model, self.args, self.config = model, args, config
         self.numerics, self.device = numerics, numerics.device
         self.networks, self.optimizers, self.names = networks, optimizers, names
         self.photos, self.fingerprint = data
-        self.checkpoint = checkpoint
+        self.checkpoint, self.apart, self.fresh = checkpoint, apart, fresh
         self.step = self.iteration = self.logged = 0  # logged: the iteration of the last row
         self.seen = 0  # photos taken by `draw` so far
         self.taken = 0  # photos taken of the epoch in hand, where it is not finished
@@ -316,10 +317,12 @@ class Run:
                      f"({saved['data'][:12]}) in {path}, {self.args.data} "
                      f"({self.fingerprint[:12]}) now")
         for name, network in self.networks.items():
-            checkpoints.load_weights(network, saved["networks"][name], path)
+            if name not in self.fresh:
+                checkpoints.load_weights(network, saved["networks"][name], path)
         if saved["optimizers"]:
             for name, optimizer in self.optimizers.items():
-                checkpoints.load_adam(optimizer, saved["optimizers"][name], path)
+                if name not in self.fresh:
+                    checkpoints.load_adam(optimizer, saved["optimizers"][name], path)
         else:
             cli.warn(f"{path} holds no optimisers: Adam starts afresh")
         self.iteration = self.logged = self.step
@@ -442,8 +445,8 @@ class Run:
             if self.numerics.scaler.is_enabled():
                 means[SKIPPED] = int(self.numerics.skipped)
             if devices.rank() == 0:
-                append_row(self.folder / "log.csv",
-                           {"step": self.step, "iteration": self.iteration, **means})
+                row = {"step": self.step, "iteration": self.iteration, **means}
+                files.append_row(self.folder / "log.csv", row)
             self.bar.set_postfix({name: f"{loss:.3f}" for name, loss in means.items()})
             self.losses, self.logged = [], self.iteration
 
@@ -469,7 +472,7 @@ class Run:
                        f"{self.args.seed}, step {self.step}")
             path = self.folder / f"{kind}_{self.step:06d}.png"
             photos.save_grid(pixels, path, columns, caption)
-            plot_losses(self.folder)
+            plot_losses(self.folder, self.apart)
             gc.collect()  # a figure is a knot of cycles, a megabyte that may lie there for long
 
     def save(self, sampler):

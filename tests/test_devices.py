@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import train_fastgan
-from common import checkpoints, devices, weights
+from common import checkpoints, devices, perceptual, weights
 
 
 def test_memory_that_runs_out_is_one_line(script, bedrooms, tmp_path):
@@ -84,14 +84,14 @@ def trainer(model, rate, device="cpu", precision="fp32"):
     """
     numerics = devices.Numerics(torch.device(device), precision)
     lpips = perceptual_network(device) if model == "fastgan" else None
-    with mock.patch.object(weights, "lpips_network", lambda *_, **__: lpips):
-        distance = train_fastgan.perceptual_distance("lpips" if lpips else "l1", numerics)
+    with mock.patch.object(perceptual, "lpips_network", lambda *_, **__: lpips):
+        distance = train_fastgan.reconstruction_loss("lpips" if lpips else "l1", numerics)
     networks = {name: net.to(device) for name, net in tiny.networks(model).items()}
     optimizer = torch.optim.AdamW if model == "gan" else torch.optim.Adam
     adams = {name: optimizer(network.parameters(), rate, fused=True, capturable=True)
              for name, network in networks.items()}
-    step, average = tiny.training(model, networks, adams, numerics, ["color", "translation"],
-                                  distance)
+    step, average = tiny.training(model, networks, adams, numerics,
+                                  ["color", "translation", "cutout"], distance)
 
     def state():
         return [*average, numerics.skipped, numerics.scaler.scale(torch.ones((), device=device)),
@@ -139,7 +139,8 @@ def test_auto_is_bf16_on_a_cpu_with_instructions_for_it(monkeypatch, has, precis
 
 
 @pytest.mark.parametrize(("model", "precision"), [("gan", "fp32"), ("dcgan", "fp16"),
-                                                  ("vae", "bf16"), ("fastgan", "auto")])
+                                                  ("vae", "bf16"), ("fastgan", "auto"),
+                                                  ("projected", "auto")])
 def test_a_recorded_step_goes_on_as_the_step_itself(monkeypatch, model, precision):
     """Bit for bit: three calls as they are, the recording, a replay, another shape, a replay."""
     torch.manual_seed(1)
@@ -153,7 +154,7 @@ def test_a_recorded_step_goes_on_as_the_step_itself(monkeypatch, model, precisio
         return torch.stack(losses)
 
     step, state = trainer(model, rate, precision=precision)
-    usual, other = (1, 2) if model == "fastgan" else (4, 3)
+    usual, other = (1, 2) if tiny.SIZES[model] == 256 else (4, 3)
     batches = [tiny.photos(model, n) for n in [*[usual] * 5, other, usual]]
     torch.manual_seed(2)
     losses, expected = run(step), [tensor.clone() for tensor in state()]

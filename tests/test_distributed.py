@@ -37,24 +37,29 @@ def gradients(model, n, part, share):
     part."""
     networks, found = tiny.networks(model), []
     numerics = devices.Numerics(torch.device("cpu"), "fp32")
-    l1 = train_fastgan.perceptual_distance("l1", numerics)
-    if model == "fastgan":  # spectral norms and batch norms find their statistics
+    if model in ("fastgan", "projected"):  # spectral and batch norms find their statistics
         with torch.no_grad():
             for _ in range(20):
-                networks["discriminator"].reconstruct(
-                    networks["discriminator"](*networks["generator"](torch.randn(4, 16)))[1], 0)
+                image, image_128 = networks["generator"](torch.randn(4, 16))
+                if model == "projected":
+                    networks["discriminator"](tiny.critic_levels(device=numerics.device)(image))
+                else:
+                    _, maps = networks["discriminator"](image, image_128)
+                    networks["discriminator"].reconstruct(maps, 0)
     # Not Adam, whose first step is the gradient's sign: where it is 0, rounding would decide.
     descents = {name: torch.optim.SGD(net.eval().parameters()) for name, net in networks.items()}
     for descent in descents.values():
         descent.register_step_pre_hook(lambda descent, *_: found.extend(
-            p.grad.clone() for p in descent.param_groups[0]["params"]))
+            p.grad.clone() for p in descent.param_groups[0]["params"] if p.grad is not None))
+    if model == "projected":
+        networks["generator"].to_128.requires_grad_(False)
     shared = {name: devices.parallel(net, find_unused_parameters=name == "discriminator"
                                      and model == "fastgan") for name, net in networks.items()}
     randn, rand_like = torch.randn, torch.rand_like
     torch.randn = lambda _, *rest, **more: randn(2 * n, *rest, **more)[part]
     torch.rand_like = lambda x: torch.rand(2 * n, *x.shape[1:])[part]
     step, _ = tiny.training(model, shared, descents, numerics,
-                            distance=lambda xs, ys: share * l1(xs, ys))
+                            distance=lambda xs, ys: share * train_fastgan.l1(xs, ys))
     real = tiny.photos(model, 2 * n)
     try:
         step(real[part])
@@ -66,13 +71,14 @@ def gradients(model, n, part, share):
 def check_gradients():
     """Fails unless two processes, each with its half of a batch, have the gradients of one."""
     n, rank = 3, int(os.environ["RANK"])
+    close = {"projected": 5e-3}  # what rounds otherwise has 50 layers more to grow in
     single = {model: gradients(model, n, slice(None), 0.5) for model in tiny.SIZES}
     devices.join(torch.device("cpu"))
     for model, expected in single.items():
         found = gradients(model, n, slice(rank * n, (rank + 1) * n), 1.0)
         assert len(found) == len(expected) > 10, model
         for one, other in zip(found, expected, strict=True):
-            assert (one - other).abs().max() <= 1e-4 * other.abs().max(), model
+            assert (one - other).abs().max() <= close.get(model, 1e-4) * other.abs().max(), model
 
 
 def run_scripts(commands):
@@ -85,7 +91,7 @@ def run_scripts(commands):
 
 
 def command(model, *arguments):
-    return [*map(str, (ROOT / f"train_{model}.py", *arguments))]
+    return [*map(str, (ROOT / tiny.SCRIPTS[model], *arguments))]
 
 
 def launch(tasks):
@@ -103,7 +109,8 @@ def whole_runs(bedrooms, tmp_path_factory):
         command(model, *COMMON, *tiny.ARGUMENTS[model], steps, 4, "--data", bedrooms, "--out", out,
                 "--name", model, "--ckpt-every", 2, "--sample-every", 4, "--log-every", 3)
         for model, steps in tiny.STEPS.items())])
-    assert done.stdout.count("run folder") == 4 == done.stdout.count("step 4:")  # said once
+    assert (done.stdout.count("run folder") == len(tiny.SIZES)
+            == done.stdout.count("step 4:"))  # said once
     return out
 
 
@@ -124,17 +131,18 @@ def test_one_process_writes_and_each_draws_its_own(whole_runs, model):
 
 def test_resume_with_as_many_is_exact_and_with_fewer_or_more_works(script, whole_runs):
     again, more = [], []
-    for model, steps in tiny.STEPS.items():
+    resumed = {model: steps for model, steps in tiny.STEPS.items() if model != "projected"}
+    for model, steps in resumed.items():  # it keeps what fastgan keeps
         alone, two = (whole_runs / f"{model} of {number}" for number in (1, 2))
         for part in (alone, two):
             shutil.copytree(whole_runs / model, part)
             (part / "ckpt_000004.pth").unlink()
             (part / "samples_000004.png").unlink()
-        script(f"train_{model}.py", "--resume", alone)
+        script(tiny.SCRIPTS[model], "--resume", alone)
         again.append(command(model, "--resume", two))
         more.append(command(model, "--resume", alone, steps, 5))
     launch([*again, *more])
-    for model in tiny.SIZES:
+    for model in resumed:
         saved = checkpoints.read(whole_runs / f"{model} of 1" / "ckpt_000005.pth")
         assert len(saved["others"]) == 1, model  # of the second process
         first, alone, second = (checkpoints.read(whole_runs / name / "ckpt_000004.pth")

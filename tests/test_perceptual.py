@@ -1,4 +1,4 @@
-"""LPIPS between all pairs of two sets, against the lpips package's module pair by pair."""
+"""LPIPS as a loss and between all pairs of two sets, against the lpips package's module."""
 
 from functools import partial
 
@@ -7,7 +7,7 @@ import torch
 from drawn import smooth
 
 import metrics
-from common import perceptual, weights
+from common import devices, perceptual, weights
 
 pytestmark = pytest.mark.usefixtures("random_state_untouched")
 
@@ -15,6 +15,26 @@ pytestmark = pytest.mark.usefixtures("random_state_untouched")
 @pytest.fixture(scope="module")
 def alex():
     return weights.lpips_network("alex", "random")
+
+
+@pytest.mark.parametrize("chunked", [True, False])
+def test_the_loss_is_the_modules_distance_summed_over_images(monkeypatch, chunked):
+    """And its gradient is the one that autograd finds for the module; image by image as on a CPU
+    or all at once as on a GPU; one target for two."""
+    network = weights.lpips_network("vgg", weights="random").double()
+    monkeypatch.setattr(perceptual, "lpips_network", lambda name, device: {"vgg": network}[name])
+    if not chunked:
+        monkeypatch.setattr(torch.Tensor, "is_cpu", False)
+    x, y = (smooth(6, 64, seed).double() / 127.5 - 1 for seed in (0, 1))
+    y[2:4] = y[:2]
+    x.requires_grad_()
+    distance = perceptual.perceptual_loss(devices.Numerics(torch.device("cpu"), "fp32"))
+    parts = list(y.split(2))
+    found = distance(list(x.split(2)), [parts[0], parts[0], parts[2]])
+    expected = network(x, y).sum()
+    assert abs(found.item() - expected.item()) < 1e-6 * expected.item()
+    one, other = (torch.autograd.grad(loss, x)[0] for loss in (found, expected))
+    assert (one - other).norm() < 1e-5 * other.norm() and other.norm() > 0
 
 
 def points(images, network):

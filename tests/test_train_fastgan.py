@@ -1,21 +1,28 @@
 """train_fastgan.py, run as its user runs it, and its step beside the published algorithm."""
 
-import csv
 import json
+import runpy
+import sys
 
+import numpy as np
 import pytest
+import tiny
 import torch
-from conftest import ROOT
-from published import published_l1, published_step
+from conftest import ROOT, digest
+from published import projected_step, published_l1, published_step
 from test_checkpoints import published_file
+from test_resume import rows
 from torch.nn import functional as F
 
 import nets
 import train_fastgan
-from common import checkpoints, devices, photos, weights
+from common import checkpoints, devices, photos, sampling
+from common.run import parse_arguments
 
 TINY = ["--size", 256, "--features", 4, "--batch-size", 3, "--reconstruction", "l1",
         "--precision", "fp32"]
+PROJECTED = [*tiny.ARGUMENTS["projected"], "--batch-size", 2, "--precision", "fp32",
+             "--iters", 3, "--log-every", 1]
 CPU = devices.Numerics(torch.device("cpu"), "fp32")
 
 
@@ -29,32 +36,49 @@ def whole_run(script, bedrooms, tmp_path_factory):
     return out / "whole"
 
 
+@pytest.fixture(scope="module")
+def projected_run(script, bedrooms, tmp_path_factory):
+    """Three steps with the projected discriminator, a row of the log for each."""
+    out = tmp_path_factory.mktemp("projected")
+    script("train_fastgan.py", *PROJECTED, "--data", bedrooms, "--out", out, "--name", "run")
+    return out / "run"
+
+
 def test_run_folder(whole_run):
     names = {path.name for path in whole_run.iterdir()}
     assert names == {"args.json", "log.csv", "losses.png", "samples_000007.png",
                      "reconstructions_000007.png", "ckpt_000003.pth", "ckpt_000006.pth",
                      "ckpt_000007.pth"}
-    rows = list(csv.DictReader((whole_run / "log.csv").open()))
-    assert [int(row["step"]) for row in rows] == [2, 4, 6]
+    log = rows(whole_run)
+    assert [int(row["step"]) for row in log] == [2, 4, 6]
+    assert [*log[0]][2:] == ["d_hinge", "d_reconstruction", "g_loss", *train_fastgan.LOGITS]
     record = json.loads((whole_run / "args.json").read_text())
     assert record["arguments"]["features"] == 4 and record["versions"]["torch"]
 
 
+def settings(preset):
+    """What a flag's presets become: those that are lists are written as they are typed."""
+    return {name: value.split(",") if name == "augment" else value
+            for name, value in preset.items()}
+
+
 def test_demo(script, tmp_path):
-    """Of its 64 scenes four are drawn here."""
+    """Of its 256 scenes four are drawn here; with narrower networks and in smaller batches."""
     (tmp_path / "demo.py").write_text(
         "import runpy, subprocess\n"
         "run = subprocess.run\n"
         "subprocess.run = lambda command, **options: run(\n"
-        "    ['4' if part == '64' else part for part in command], **options)\n"
+        "    ['4' if part == '256' else part for part in command], **options)\n"
         f"runpy.run_path({str(ROOT / 'train_fastgan.py')!r}, run_name='__main__')\n")
-    script(tmp_path / "demo.py", "--demo", "--features", 4, "--iters", 2, cwd=tmp_path)
+    script(tmp_path / "demo.py", "--demo", "--features", 4, "--iters", 2, "--batch-size", 2,
+           cwd=tmp_path)
     assert len(list((tmp_path / "data" / "demo" / "train").iterdir())) == 2
     (run,) = (tmp_path / "runs").iterdir()
     assert run.name.startswith("fastgan-demo-20")
     saved = checkpoints.read(run / "ckpt_000002.pth")
     assert saved["config"]["features"] == 4  # as given; the rest is the demo's
-    assert [saved["args"][name] for name in ("batch_size", "augment")] == [6, ["translation"]]
+    expected = {**settings(train_fastgan.DEMO), "features": 4, "iters": 2, "batch_size": 2}
+    assert saved["args"] == {**saved["args"], **expected}
 
 
 def test_latest_is_found_and_a_finished_run_stays_as_it_is(script, whole_run):
@@ -84,6 +108,30 @@ def test_three_steps_are_the_published_algorithm(whole_run, bedrooms):
         torch.testing.assert_close(saved["sampler"][name], value, atol=1e-6, rtol=1e-4)
 
 
+def test_three_projected_steps_are_the_plain_algorithm(projected_run, bedrooms):
+    """The photos in their order, the same draws, gradients by separate passes, Adam's betas."""
+    images, _ = photos.load_images(bedrooms, "train", 256)
+    torch.manual_seed(0)
+    g, d = nets.FastGANGenerator(256, 8, 2), nets.ProjectedDiscriminator(2)
+    adams = [torch.optim.Adam(net.parameters(), 2e-4, (0.0, 0.99), fused=True) for net in (g, d)]
+    average = [p.detach().clone() for p in g.parameters()]
+    for step in range(3):
+        order = photos.data_order(len(images), 2 * step, 2, seed=0)
+        real = photos.mirror(photos.take_batch(images, order, torch.device("cpu")))
+        losses = projected_step(g, d, *adams, average, (2 + step) / (11 + step), real,
+                                tiny.critic_levels())
+        row = rows(projected_run)[step]
+        np.testing.assert_allclose(losses, [float(row[name]) for name in ("d_hinge", "g_loss")],
+                                   rtol=1e-4)
+    saved = checkpoints.read(projected_run / "ckpt_000003.pth")
+    for name, network in {"generator": g, "discriminator": d}.items():
+        assert saved["networks"][name].keys() == network.state_dict().keys()
+        for key, value in network.state_dict().items():
+            torch.testing.assert_close(saved["networks"][name][key], value, atol=2e-5, rtol=1e-3)
+    for (name, _), value in zip(g.named_parameters(), average, strict=True):
+        torch.testing.assert_close(saved["sampler"][name], value, atol=1e-6, rtol=1e-4)
+
+
 def test_hinge_margins_are_drawn_between_0_8_and_1():
     zeros = torch.zeros(100000)
     for hinge in (train_fastgan.hinge_real, train_fastgan.hinge_fake):
@@ -94,33 +142,161 @@ def test_hinge_margins_are_drawn_between_0_8_and_1():
 
 def test_l1_reconstruction_is_a_mean_over_pixels_summed_over_images():
     x, y = torch.randn(2, 5, 3, 8, 8)
-    distance = train_fastgan.perceptual_distance("l1", CPU)
+    distance = train_fastgan.reconstruction_loss("l1", CPU)
     expected = sum(F.l1_loss(a, b) for a, b in zip(x, y, strict=True))
     torch.testing.assert_close(distance([x[:2], x[2:]], [y[:2], y[2:]]), expected)
 
 
-@pytest.mark.parametrize("chunked", [True, False])
-def test_lpips_reconstruction_is_the_modules_distance_summed_over_images(monkeypatch, chunked):
-    """And its gradient is the one that autograd finds for the module; image by image as on a CPU
-    or all at once as on a GPU; one target for two."""
-    network = weights.lpips_network("vgg", weights="random").double()
-    monkeypatch.setattr(weights, "lpips_network", lambda name, device: {"vgg": network}[name])
-    if not chunked:
-        monkeypatch.setattr(torch.Tensor, "is_cpu", False)
-    x, y = (torch.rand(6, 3, 64, 64, dtype=torch.float64) * 2 - 1 for _ in range(2))
-    y[2:4] = y[:2]
-    x.requires_grad_()
-    distance = train_fastgan.perceptual_distance("lpips", CPU)
-    parts = list(y.split(2))
-    found = distance(list(x.split(2)), [parts[0], parts[0], parts[2]])
-    expected = network(x, y).sum()
-    assert abs(found.item() - expected.item()) < 1e-6 * expected.item()
-    one, other = (torch.autograd.grad(loss, x)[0] for loss in (found, expected))
-    assert (one - other).norm() < 1e-5 * other.norm() and other.norm() > 0
+# What is logged and kept
 
 
-def test_resume_from_published_files(script, bedrooms, tmp_path):
-    """Optimisers and averages go on where they were; a file without them starts Adam afresh."""
+def test_a_projected_runs_folder_and_checkpoint(projected_run):
+    assert {path.name for path in projected_run.iterdir()} == {
+        "args.json", "log.csv", "losses.png", "samples_000003.png", "ckpt_000003.pth"}
+    assert [[*row][2:] for row in rows(projected_run)] == [
+        ["d_hinge", "g_loss", *train_fastgan.LOGITS]] * 3
+    saved = checkpoints.read(projected_run / "ckpt_000003.pth")
+    assert saved["args"]["discriminator"] == "projected"
+    assert saved["args"]["augment"] == ["color", "translation", "cutout"]
+    assert saved["config"] == {"image_size": 256, "z_dim": 8, "features": 2}
+    g, d = nets.FastGANGenerator(256, 8, 2), nets.ProjectedDiscriminator(2)
+    # The frozen network is not in it, and what it never looks at has no moments.
+    for name, network in {"generator": g, "discriminator": d}.items():
+        assert saved["networks"][name].keys() == network.state_dict().keys()
+        looked_at = [i for i, (key, _) in enumerate(network.named_parameters())
+                     if not key.startswith("to_128")]
+        assert list(saved["optimizers"][name]["state"]) == looked_at
+    sampler = checkpoints.load_generator(projected_run / "ckpt_000003.pth")
+    assert sampler(torch.randn(2, 8))[0].shape == (2, 3, 256, 256)
+
+
+@pytest.mark.parametrize(("name", "step", "row"), [("whole_run", 6, 3), ("projected_run", 3, 3)])
+@torch.no_grad()
+def test_logged_logits_are_the_checkpoints(request, bedrooms, name, step, row):
+    """Means over a batch of training photos, of validation photos, of samples, others for each row,
+    by networks in evaluation mode."""
+    run = request.getfixturevalue(name)
+    saved = checkpoints.read(run / f"ckpt_{step:06d}.pth")
+    config, n = saved["config"], saved["args"]["batch_size"]
+    g = nets.FastGANGenerator(**config).eval()
+    if name == "projected_run":
+        d = nets.ProjectedDiscriminator(config["features"]).eval()
+    else:
+        d = nets.FastGANDiscriminator(256, config["features"]).eval()
+    g.load_state_dict(saved["networks"]["generator"])
+    d.load_state_dict(saved["networks"]["discriminator"])
+
+    def logit(image, image_128):
+        if name == "projected_run":
+            return d(tiny.critic_levels()(image)).mean().item()
+        return d(image, image_128)[0].mean().item()
+
+    places, expected = range(n * row, n * row + n), []
+    for split in ("train", "val"):
+        images, _ = photos.load_images(bedrooms, split, 256)
+        orders = np.stack([np.random.default_rng([0, i]).permutation(6) for i in range(9)])
+        image = images[orders.flatten()[places]] / 127.5 - 1
+        expected.append(logit(image, image[:, :, ::2, ::2]))
+    expected.append(logit(*g(sampling.latents(0, places, config["z_dim"]))))
+    (logged,) = [line for line in rows(run) if int(line["step"]) == step]
+    np.testing.assert_allclose([float(logged[key]) for key in train_fastgan.LOGITS], expected,
+                               rtol=1e-4, atol=1e-5)
+    assert len(set(expected)) == 3
+
+
+def test_without_validation_photos_no_logits_are_logged_and_nothing_else_changes(
+        script, projected_run, bedrooms, tmp_path):
+    """A plain folder of the same photos, and one row of the log for three."""
+    script("train_fastgan.py", *PROJECTED, "--log-every", 3, "--data", bedrooms / "train", "--out",
+           tmp_path, "--name", "run")
+    (row,), before = rows(tmp_path / "run"), rows(projected_run)
+    assert [*row] == ["step", "iteration", "d_hinge", "g_loss"]
+    for name in ("d_hinge", "g_loss"):
+        assert abs(float(row[name]) - np.mean([float(one[name]) for one in before])) < 1e-6
+    one, other = (checkpoints.read(run / "ckpt_000003.pth")
+                  for run in (projected_run, tmp_path / "run"))
+    for key in ("networks", "optimizers", "sampler", "random", "seen", "data"):
+        assert digest(one[key]) == digest(other[key]), key
+
+
+# Settings at once, and networks of another run
+
+
+@pytest.fixture
+def parsed(monkeypatch):
+    """parsed("--small", ...) -> the arguments that main would be given."""
+    def parse(*typed):
+        found = []
+        with monkeypatch.context() as patch:
+            patch.setattr("common.run.launch", lambda main, parser, model, **presets: found.append(
+                vars(parse_arguments(parser, model, presets)[0])))
+            patch.setattr(sys, "argv", ["train_fastgan.py", *map(str, typed)])
+            runpy.run_path(str(ROOT / "train_fastgan.py"), run_name="__main__")
+        return found[0]
+
+    return parse
+
+
+def test_small_sets_what_is_not_typed(parsed, projected_run):
+    small, plain = settings(train_fastgan.SMALL), parsed()
+    assert small.keys() < plain.keys() and small != {name: plain[name] for name in small}
+    assert parsed("--small") == {**plain, **small, "small": True}
+    typed = parsed("--features", 9, "--small", "--discriminator", "published")
+    assert typed == {**plain, **small, "small": True, "features": 9, "discriminator": "published"}
+    assert parsed("--demo") == {**plain, **settings(train_fastgan.DEMO), "demo": True}
+    resumed = parsed("--resume", projected_run, "--small")
+    assert (resumed["batch_size"], resumed["features"]) == (2, 2)
+
+
+def unwarned(process):
+    """Its lines on stderr but for that of samples that are all one image."""
+    return [line for line in process.stderr.splitlines() if "hardly trained" not in line]
+
+
+def unmoved(one, other):
+    """But for steps of the learning rate of the runs below."""
+    return (one - other).abs().max() < 1e-20
+
+
+INIT = ["--iters", 1, "--lr", 1e-30, "--batch-size", 2, "--precision", "fp32"]
+
+
+@pytest.mark.parametrize("kind", ["projected", "published"])
+def test_a_run_begins_with_the_networks_of_a_checkpoint(script, projected_run, bedrooms, tmp_path,
+                                                        kind):
+    """Its sizes, too, with new optimisers at step 0, and its discriminator if it is of the kind."""
+    path = projected_run / "ckpt_000003.pth"
+    done = script("train_fastgan.py", "--init", path, *INIT, "--discriminator", kind,
+                  "--reconstruction", "l1", "--data", bedrooms / "val", "--seed", 5, "--out",
+                  tmp_path, "--name", "run")
+    before, saved = (checkpoints.read(file) for file in (path, tmp_path / "run/ckpt_000001.pth"))
+    assert saved["config"] == before["config"] and saved["data"] != before["data"]
+    assert saved["args"]["init"] == str(path) and saved["args"]["seed"] == 5
+    torch.manual_seed(5)
+    new = {"generator": nets.FastGANGenerator(256, 8, 2),
+           "discriminator": nets.FastGANDiscriminator(256, 2) if kind == "published" else
+           nets.ProjectedDiscriminator(2)}
+    for name, network in new.items():
+        theirs = network.state_dict()
+        if name == "generator" or kind == "projected":
+            theirs = before["networks"][name]
+        learned = [key for key, _ in network.named_parameters()]
+        kept = [key for key in theirs if key.startswith("mix_")]
+        for key in [*learned, *kept]:
+            assert unmoved(saved["networks"][name][key], theirs[key]), key
+            assert name != "generator" or unmoved(saved["sampler"][key], theirs[key]), key
+        assert {int(state["step"]) for state in saved["optimizers"][name]["state"].values()} == {1}
+    warnings = unwarned(done)
+    assert len(warnings) == (kind == "published")
+    assert all(f"{path} was trained with the projected discriminator: the published one begins anew"
+               in line for line in warnings)
+
+
+# Checkpoints of the published code
+
+
+def published_networks(folder):
+    """Of a generator and an average that lies 5 above it, in two files: with and without state."""
     torch.manual_seed(1)
     g, d = nets.FastGANGenerator(256, 256, 4), nets.FastGANDiscriminator(256, 4)
     adams = [torch.optim.Adam(net.parameters(), 2e-4, (0.5, 0.999)) for net in (g, d)]
@@ -129,9 +305,15 @@ def test_resume_from_published_files(script, bedrooms, tmp_path):
         for _ in range(41):
             adam.step()
     average = [p.detach() + 5 for p in g.parameters()]
-    published_file(tmp_path / "all_20041.pth", g.state_dict(), d.state_dict(), "module.",
+    published_file(folder / "all_20041.pth", g.state_dict(), d.state_dict(), "module.",
                    g_ema=average, opt_g=adams[0].state_dict(), opt_d=adams[1].state_dict())
-    published_file(tmp_path / "20041.pth", g.state_dict(), d.state_dict())
+    published_file(folder / "20041.pth", g.state_dict(), d.state_dict())
+    return g
+
+
+def test_resume_from_published_files(script, bedrooms, tmp_path):
+    """Optimisers and averages go on where they were; a file without them starts Adam afresh."""
+    g = published_networks(tmp_path)
     # float16 leaves updates out until its scale is found.
     for name, precision, updates in (("all_20041", "fp32", {42}), ("20041", "fp32", {1}),
                                      ("all_20041", "fp16", {41, 42})):
@@ -145,3 +327,29 @@ def test_resume_from_published_files(script, bedrooms, tmp_path):
             assert {state["step"].item() for state in optimizer["state"].values()} <= updates
         shift = saved["sampler"]["to_big.weight_orig"] - g.to_big.weight_orig.detach()
         assert (shift - (5 if name == "all_20041" else 0)).abs().max() < 0.01
+
+
+def test_a_published_generator_goes_on_with_the_projected_discriminator(script, bedrooms, tmp_path):
+    """With its average and its Adam, and with a new discriminator."""
+    published_networks(tmp_path)
+    done = script("train_fastgan.py", "--resume", tmp_path / "all_20041.pth", "--iters", 20042,
+                  "--data", bedrooms, "--discriminator", "projected", "--batch-size", 2, "--lr",
+                  1e-30, "--precision", "fp32", "--out", tmp_path, "--name", "run")
+    (line,) = unwarned(done)
+    assert "the published discriminator: the projected one begins anew" in line
+    before, saved = (checkpoints.read(tmp_path / name)
+                     for name in ("all_20041.pth", "run/ckpt_020042.pth"))
+    torch.manual_seed(0)
+    g, d = nets.FastGANGenerator(256, 256, 4), nets.ProjectedDiscriminator(4)
+    for name, net, theirs in (("generator", g, before["networks"]["generator"]),
+                              ("discriminator", d, d.state_dict())):
+        for key, _ in net.named_parameters():
+            assert unmoved(saved["networks"][name][key], theirs[key]), key
+    steps = {name: {int(state["step"]) for state in saved["optimizers"][name]["state"].values()}
+             for name in saved["optimizers"]}
+    assert steps == {"generator": {41, 42}, "discriminator": {1}}  # 41: it doesn't look at to_128
+    weight = sampling.average_weight(20042)
+    for key, _ in g.named_parameters():
+        average, present = before["sampler"][key], before["networks"]["generator"][key]
+        torch.testing.assert_close(saved["sampler"][key], average + weight * (present - average))
+    assert saved["args"]["augment"] == ["color", "translation", "cutout"]

@@ -1,4 +1,9 @@
-"""Every model, small unless told otherwise: its script's arguments, networks, a step of them."""
+"""Every model, small unless told otherwise: its script's arguments, networks, a step of them.
+
+"projected" is FastGAN with the other discriminator.
+"""
+
+import functools
 
 import torch
 
@@ -7,15 +12,22 @@ import train_dcgan
 import train_fastgan
 import train_gan
 import train_vae
+from common import sampling, weights
 
-SIZES = {"gan": 8, "dcgan": 16, "vae": 32, "fastgan": 256}
+SIZES = {"gan": 8, "dcgan": 16, "vae": 32, "fastgan": 256, "projected": 256}
+FASTGAN = ["--size", 256, "--features", 2, "--z-dim", 8]
 ARGUMENTS = {
     "gan": ["--size", 8, "--z-dim", 4],
     "dcgan": ["--size", 8, "--features", 4, "--z-dim", 4, "--augment", "color,translation"],
     "vae": ["--size", 32, "--latent", 4, "--lr-decay", 0.9],
-    "fastgan": ["--size", 256, "--features", 2, "--z-dim", 8, "--reconstruction", "l1"],
+    "fastgan": [*FASTGAN, "--reconstruction", "l1"],
+    "projected": [*FASTGAN, "--discriminator", "projected"],
 }
-STEPS = {"gan": "--epochs", "dcgan": "--epochs", "vae": "--epochs", "fastgan": "--iters"}
+STEPS = {"gan": "--epochs", "dcgan": "--epochs", "vae": "--epochs", "fastgan": "--iters",
+         "projected": "--iters"}
+SCRIPTS = {model: f"train_{'fastgan' if model == 'projected' else model}.py" for model in SIZES}
+
+critic_levels = functools.cache(weights.critic_levels)
 
 
 def networks(model, size=None, z_dim=16, features=4, seed=0):
@@ -27,7 +39,8 @@ def networks(model, size=None, z_dim=16, features=4, seed=0):
     generator, discriminator = {
         "gan": (nets.GANGenerator, nets.GANDiscriminator),
         "dcgan": (nets.DCGANGenerator, nets.DCGANDiscriminator),
-        "fastgan": (nets.FastGANGenerator, nets.FastGANDiscriminator)}[model]
+        "fastgan": (nets.FastGANGenerator, nets.FastGANDiscriminator),
+        "projected": (nets.FastGANGenerator, lambda _, f: nets.ProjectedDiscriminator(f))}[model]
     return {"generator": generator(size, z_dim, *width),
             "discriminator": discriminator(size, *width)}
 
@@ -39,14 +52,23 @@ def photos(model, n, size=None):
 
 def training(model, networks, optimizers, numerics, policy=(), distance=None):
     """(its step, a function of photos; FastGAN's averaged parameters, which that changes)."""
-    average = [p.detach().clone() for p in networks["generator"].parameters()
-               ] if model == "fastgan" else []
+    averaged = networks["generator"].parameters() if "fastgan" in SCRIPTS[model] else ()
+    average = [p.detach().clone() for p in averaged]
+    common = networks, optimizers, numerics
     step = {
-        "gan": lambda real: train_gan.train_step(networks, optimizers, numerics, real),
-        "dcgan": lambda real: train_dcgan.train_step(networks, optimizers, numerics, real, policy),
+        "gan": lambda real: train_gan.train_step(*common, real),
+        "dcgan": lambda real: train_dcgan.train_step(*common, real, policy),
         "vae": lambda real: train_vae.train_step(*networks.values(), *optimizers.values(),
                                                  numerics, real, 0.01),
-        "fastgan": lambda real: train_fastgan.train_step(
-            networks, optimizers, numerics, average, real.amax(), real, policy, distance),
+        "fastgan": lambda real: train_fastgan.published_step(*common, real, policy, distance),
+        "projected": lambda real: train_fastgan.projected_step(
+            *common, real, policy, critic_levels(device=numerics.device)),
     }[model]
-    return step, average
+
+    def averaging(real):
+        losses = step(real)
+        if average:
+            sampling.update_average(average, networks["generator"].parameters(), real.amax())
+        return losses
+
+    return averaging, average
