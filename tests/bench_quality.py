@@ -70,7 +70,6 @@ def train(args, way, seed, images):
     adams = {name: torch.optim.Adam(network.parameters(), 2e-4, (0.5, 0.999))
              for name, network in networks.items()}
     averages = {name: [p.detach().clone() for p in generator.parameters()] for name in AVERAGES}
-    distance = train_fastgan.perceptual_distance("l1", numerics)
     for step in range(1, max(args.at) + 1):
         order = photos.data_order(len(images), (step - 1) * args.batch_size, args.batch_size, seed)
         real = photos.mirror(photos.take_batch(images, order, device))
@@ -78,8 +77,9 @@ def train(args, way, seed, images):
             published.published_step(*networks.values(), *adams.values(), averages["published"],
                                      0.999, real, published.published_l1)
         else:
-            train_fastgan.train_step(networks, adams, numerics, averages["published"], 0.001, real,
-                                     ["color", "translation"], distance)
+            train_fastgan.published_step(networks, adams, numerics, real,
+                                         ["color", "translation"], train_fastgan.l1)
+            sampling.update_average(averages["published"], generator.parameters(), 0.001)
         with torch.no_grad():
             for name in AVERAGES.keys() - {"published"}:
                 torch._foreach_lerp_(averages[name], list(generator.parameters()),

@@ -57,10 +57,8 @@ def gradients(networks, numerics, real, seed, layers):
     networks = {name: in_float32(copy.deepcopy(net), layers) for name, net in networks.items()}
     kept = {name: Kept(net.parameters(), lr=0.0) for name, net in networks.items()}
     torch.manual_seed(seed)
-    average = [p.detach().clone() for p in networks["generator"].parameters()]
-    train_fastgan.train_step(networks, kept, numerics, average, 0.0, real,
-                             ["color", "translation"],
-                             train_fastgan.perceptual_distance("l1", numerics))
+    train_fastgan.published_step(networks, kept, numerics, real, ["color", "translation"],
+                                 train_fastgan.l1)
     return {name: optimizer.gradients for name, optimizer in kept.items()}
 
 

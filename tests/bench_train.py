@@ -2,12 +2,14 @@
 
     python tests/bench_train.py                                # FastGAN, 256×256, batch 8
     python tests/bench_train.py --size 1024 --steps 5 --compile
+    python tests/bench_train.py --discriminator projected      # and where a step's time goes
     python tests/bench_train.py --model dcgan                  # or vae, gan: the plain way and ours
     python tests/bench_train.py --epochs --model vae           # with the photos: epochs a minute
 
 On a CPU OMP_NUM_THREADS=1 gives the steadiest numbers. Photos and VGG are random (its speed is that
 of the pretrained one); medians over --steps. TFLOP are counted in convolutions and matrix products.
-Peak memory holds two sets of Adam's state.
+Peak memory holds two sets of Adam's state and, with the projected discriminator, the networks and
+Adam's state of the published one, whose step by L1 stands beside.
 """
 
 import argparse
@@ -32,7 +34,7 @@ import tiny
 
 import nets
 import train_fastgan
-from common import devices, photos, weights
+from common import devices, perceptual, photos, sampling, weights
 
 POLICY = ["color", "translation"]
 STUDY = {"fastgan": (256, 256, 8), "gan": (28, 50, 128), "dcgan": (64, 100, 128),
@@ -90,9 +92,9 @@ class Peak:
 # The steps: [(what is new, precision, function)] ---------------------------------------------
 
 
-def networks_of(args, device):
+def networks_of(args, device, model=None):
     z_dim = STUDY[args.model][1]
-    networks = tiny.networks(args.model, args.size, z_dim, args.features)
+    networks = tiny.networks(model or args.model, args.size, z_dim, args.features)
     return {name: network.to(device) for name, network in networks.items()}
 
 
@@ -101,17 +103,34 @@ def adams_of(networks, fused):
                                    capturable=bool(fused)) for name, net in networks.items()}
 
 
+def average_of(networks):
+    return [p.detach().clone() for p in networks["generator"].parameters()]
+
+
+def with_compiled(args, device, rows, modules):
+    """The rows and, with --compile, the last one once more with these modules compiled."""
+    if not args.compile:
+        return rows
+    for module in modules:
+        module.compile(dynamic=False)
+    _, precision, step = rows[-1]
+    graph = devices.cuda_graph if device.type == "cuda" else lambda step: step
+    compiled = graph(lambda nothing: step() or nothing)
+    eager = torch.compiler.set_stance("force_eager")
+    return [*((name, precision, eager(step)) for name, precision, step in rows),
+            ("+ --compile", precision, lambda: compiled(torch.zeros((), device=device)))]
+
+
 def fastgan_steps(args, device):
     networks = networks_of(args, device)
     real = tiny.photos(args.model, args.batch_size, args.size).to(device)
     plain_adams, fused = adams_of(networks, None), adams_of(networks, True)
-    average = [p.detach().clone() for p in networks["generator"].parameters()]
+    average = average_of(networks)
     fp32 = devices.Numerics(device, "fp32")
     fast = devices.Numerics(device, args.precision)
     lpips = weights.lpips_network("vgg", "random", device)
-    with patch.object(weights, "lpips_network", lambda *_, **__: lpips):
-        distance, fast_distance = (train_fastgan.perceptual_distance("lpips", numerics)
-                                   for numerics in (fp32, fast))
+    with patch.object(perceptual, "lpips_network", lambda *_, **__: lpips):
+        distance, fast_distance = map(perceptual.perceptual_loss, (fp32, fast))
 
     def plain(x, y):
         return lpips(x, y).sum()
@@ -128,8 +147,8 @@ def fastgan_steps(args, device):
             if not layout:
                 stack.enter_context(patch.object(nets, "channels_last", lambda x: x))
                 stack.enter_context(patch.object(nets.GLU, "forward", lambda _, x: F.glu(x, 1)))
-            train_fastgan.train_step(networks, adams, numerics, average, 0.001, real, POLICY,
-                                     distance)
+            train_fastgan.published_step(networks, adams, numerics, real, POLICY, distance)
+            sampling.update_average(average, networks["generator"].parameters(), 0.001)
 
     name = fast.precision
     rows = [("published way", "fp32", published_way),
@@ -140,16 +159,45 @@ def fastgan_steps(args, device):
             (f"+ networks in {name}", name, partial(ours, fast, fused, distance)),
             (f"+ perceptual network in {name}", name, partial(ours, fast, fused, fast_distance)),
             ("+ channels-last: ours", name, partial(ours, fast, fused, fast_distance, True))]
-    if not args.compile:
-        return rows
-    for network in networks.values():
-        network.compile(dynamic=False)
-    _, precision, step = rows[-1]
-    graph = devices.cuda_graph if device.type == "cuda" else lambda step: step
-    compiled = graph(lambda nothing: step() or nothing)
-    eager = torch.compiler.set_stance("force_eager")
-    return [*((name, precision, eager(step)) for name, precision, step in rows),
-            ("+ --compile", precision, lambda: compiled(torch.zeros((), device=device)))]
+    return with_compiled(args, device, rows, networks.values())
+
+
+def projected_way(args, device, networks, adams, precision):
+    """(The numerics, their frozen network, a step of ours with the projected discriminator.)"""
+    numerics = devices.Numerics(device, precision)
+    levels = weights.critic_levels(device=device).to(memory_format=numerics.layout)
+    real = tiny.photos(args.model, args.batch_size, args.size).to(device)
+    average = average_of(networks)
+
+    def step():
+        train_fastgan.projected_step(networks, adams, numerics, real, [*POLICY, "cutout"], levels)
+        sampling.update_average(average, networks["generator"].parameters(), 0.001)
+
+    return numerics, levels, step
+
+
+def projected_steps(args, device):
+    """The published discriminator's step by L1, then the plain projected one and ours."""
+    networks, others = (networks_of(args, device, model) for model in ("projected", "fastgan"))
+    plain_adams, fused, theirs = (adams_of(nets, kind) for nets, kind in (
+        (networks, None), (networks, True), (others, True)))
+    real = tiny.photos(args.model, args.batch_size, args.size).to(device)
+    average, other_average = average_of(networks), average_of(others)
+    _, slow_levels, slow = projected_way(args, device, networks, fused, "fp32")
+    fast, levels, ours = projected_way(args, device, networks, fused, args.precision)
+
+    def plain():
+        published.projected_step(*networks.values(), *plain_adams.values(), average, 0.999, real,
+                                 slow_levels)
+
+    def other():
+        train_fastgan.published_step(others, theirs, fast, real, POLICY, train_fastgan.l1)
+        sampling.update_average(other_average, others["generator"].parameters(), 0.001)
+
+    name = fast.precision
+    rows = [("plain way", "fp32", plain), ("ours, float32", "fp32", slow),
+            (f"published discriminator by L1, {name}", name, other), (f"ours, {name}", name, ours)]
+    return with_compiled(args, device, rows, [*networks.values(), levels])
 
 
 def other_steps(args, device):
@@ -181,7 +229,9 @@ def step_table(args, device):
     flops = machine_peaks(device)
     print("measured peaks: " + ", ".join(f"{name} {value / 1e12:.2f} TFLOP/s"
                                          for name, value in flops.items()))
-    rows = (fastgan_steps if args.model == "fastgan" else other_steps)(args, device)
+    kind = args.discriminator if args.model == "fastgan" else "other"
+    rows = {"published": fastgan_steps, "projected": projected_steps,
+            "other": other_steps}[kind](args, device)
     count, times, peaks = {}, {name: [] for name, *_ in rows}, {}
     for name, _, step in rows:
         peak = Peak(device)
@@ -203,6 +253,57 @@ def step_table(args, device):
         print(f"| {name} | {1 / t:.3g} | {args.batch_size / t:.3g} | {first / t:.2f} | "
               f"{count[name] / t / 1e12:.3g} | {count[name] / t / flops[precision]:.0%} | "
               f"{peaks[name]:.1f} |", flush=True)
+    if kind == "projected":
+        part_table(args, device)
+
+
+def part_table(args, device):
+    """Our step with the projected discriminator, beside what it spends its time on, each alone."""
+    networks = networks_of(args, device, "projected")
+    numerics, levels, step = projected_way(args, device, networks, adams_of(networks, True),
+                                           args.precision)
+    generator, discriminator = networks.values()
+    z = torch.randn(args.batch_size, generator.z_dim, device=device)
+    image = tiny.photos(args.model, args.batch_size, args.size).to(device)
+    with numerics.autocast(), torch.no_grad():
+        found = levels(image)
+
+    def generated():
+        with numerics.autocast():
+            fake, _ = generator(z)
+        fake.backward(fake.detach())
+
+    def seen():
+        with numerics.autocast():
+            with torch.no_grad():
+                levels(image)
+            maps = levels(image.clone().requires_grad_())
+        torch.autograd.backward(maps, maps)
+
+    def judged():
+        for trains in (True, True, False):
+            discriminator.requires_grad_(trains)
+            maps = [one.clone().requires_grad_(not trains) for one in found]
+            with numerics.autocast():
+                logits = discriminator(maps, image)
+            logits.float().mean().backward()
+        discriminator.requires_grad_(True)
+
+    parts = {"a step": step, "G, forward and backward": generated,
+             "frozen network on photos; on fakes, forward and backward": seen,
+             "D on photos, on fakes, and for G": judged}
+    times = {name: [] for name in parts}
+    for turn, (name, run) in itertools.product(range(args.steps + 1), parts.items()):
+        taken = seconds(run, device)
+        times[name] += [taken] * (turn > 0)
+        for network in networks.values():
+            network.zero_grad()
+    whole, *each = (statistics.median(values) for values in times.values())
+    shares = dict(zip(parts, (whole, *each), strict=True))
+    shares["the rest: augmentation, losses, Adam, average"] = whole - sum(each)
+    print(f"\nours, {numerics.precision}\n| part | ms | share |\n| --- | --- | --- |")
+    for name, t in shares.items():
+        print(f"| {name} | {1000 * t:.3g} | {t / whole:.0%} |")
 
 
 # With the photos -----------------------------------------------------------------------------
@@ -277,6 +378,8 @@ def main(args):
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--model", choices=STUDY, default="fastgan")
+    parser.add_argument("--discriminator", choices=["published", "projected"], default="published",
+                        help="FastGAN's")
     parser.add_argument("--size", type=int, help="(default: the study's; FastGAN 256)")
     parser.add_argument("--batch-size", type=int, help="(default: the study's)")
     parser.add_argument("--features", type=int, default=64)
