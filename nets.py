@@ -344,7 +344,7 @@ def up_block_comp(in_channels, out_channels, size):
         NoiseInjection(size, seed=size + 1), BatchNorm2d(2 * out_channels), GLU())
 
 
-class Shift(nn.Module):
+class Bias(nn.Module):
     """Adds a learned number to each channel: a bias in the place of a batch norm."""
 
     def __init__(self, channels):
@@ -581,18 +581,18 @@ class SameConv2d(nn.Conv2d):
     """A convolution of stride 2 with TensorFlow's SAME padding: where the zeros are odd in number,
     the right and the bottom get one more.
 
-    Depthwise it computes all places and takes every second one: on a CPU the gradients of that are
-    ten times as fast as those of a stride.
+    On a CPU a depthwise one computes all places and takes every second: the gradients of that are
+    several times as fast as those of a stride.
     """
 
     def forward(self, x):
         kernel = self.kernel_size[0]
         top, left = (1 - side % 2 for side in x.shape[2:])
-        if self.groups > 1:
+        if self.groups > 1 and x.is_cpu:
             x = F.conv2d(x, self.weight, self.bias, 1, kernel // 2, 1, self.groups)
             return x[:, :, top::2, left::2]
         x = F.pad(x, (kernel // 2 - left, kernel // 2, kernel // 2 - top, kernel // 2))
-        return F.conv2d(x, self.weight, self.bias, 2)
+        return F.conv2d(x, self.weight, self.bias, 2, 0, 1, self.groups)
 
 
 def lite_layers(in_channels, out_channels, kernel, stride=1, groups=1):
@@ -669,7 +669,7 @@ LEVELS = (24, 40, 112, 320)  # channels of EfficientNet-Lite0's maps at 1/4, 1/8
 class Levels(nn.Sequential):
     """Images (n, 3, h, w) in [-1, 1] -> an EfficientNetLite's maps at 1/4, 1/8, 1/16 and 1/32.
 
-    Images of less than 224 pixels, which the network was made for, are enlarged to them.
+    Images of less than 224 pixels a side, for which the network was trained, are enlarged to it.
     """
 
     def __init__(self, net):
@@ -701,7 +701,7 @@ class RandomConv1x1(nn.Module):
 
 
 class ProjectedDiscriminator(nn.Module):
-    """Maps of `Levels`, of images (n, 3, h, w) -> logits (n, 4 · (h / 32 - 3) · (w / 32 - 3)).
+    """Maps of `Levels`, and the images (n, 3, h, w) -> logits: 5×5 for each map at 256 pixels.
 
     Random convolutions mix the maps' channels and, from the coarsest to the finest, their scales;
     on each of the four that come out (1/2 to 1/16 of a side) a small discriminator judges places.
@@ -718,11 +718,11 @@ class ProjectedDiscriminator(nn.Module):
         judged = [features, features, 2 * features, 4 * features]
         self.mix_channels = nn.ModuleList(map(RandomConv1x1, LEVELS, mixed))
         self.mix_scales = nn.ModuleList(map(RandomConv1x1, mixed, judged))
-        norm = Shift if palette else BatchNorm2d
+        norm = Bias if palette else BatchNorm2d
         widths = [features, features, 2 * features, 4 * features, 8 * features]  # at 1/2, ... 1/32
         self.small = nn.ModuleList()
         for level, width in enumerate(judged):
-            # The published bias before a batch norm is left out: the norm takes it away again.
+            # No bias before a batch norm, which takes it away again.
             blocks = [DownBlock(*pair, norm)
                       for pair in itertools.pairwise([width, *widths[level + 1 :]])]
             self.small.append(nn.Sequential(*blocks, SpectralConv2d(widths[-1], 1, 4)))
@@ -730,7 +730,7 @@ class ProjectedDiscriminator(nn.Module):
             MeanPool(128), down_from_small([max(1, features // 2), *widths[1:4]], norm),
             SpectralConv2d(widths[3], 1, 4)) if palette else None
 
-    def forward(self, maps, images=None):
+    def forward(self, maps, images):
         logits, coarser = [], 0
         for level in reversed(range(4)):
             x = self.mix_channels[level](maps[level]) + coarser

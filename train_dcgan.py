@@ -99,5 +99,5 @@ if __name__ == "__main__":
     group.add_argument("--z-dim", type=cli.width, default=100, metavar="N",
                        help="length of a latent")
     group.add_argument("--augment", type=cli.augmentation, default="none", metavar="LIST",
-                       help="DiffAugment: color, translation, both or none")
+                       help="DiffAugment: color, translation, cutout, or none")
     launch(main, parser, "dcgan", demo=DEMO)

@@ -3,7 +3,7 @@
     python train_fastgan.py --data data/bedroom                 # the study: 1024×1024, 50,000 steps
     python train_fastgan.py --data data/bedroom --discriminator projected --size 256
     python train_fastgan.py --data data/bedroom --small         # for laptops: rooms within hours
-    python train_fastgan.py --init bedrooms.pth --data data/mine --size 256     # few photos
+    python train_fastgan.py --data data/mine --init CKPT        # few photos: from another run
     python train_fastgan.py --resume latest --iters 100000      # the next phase, exactly continued
     python train_fastgan.py --demo                              # drawn scenes, minutes on a CPU
 
@@ -45,7 +45,7 @@ DEMO = {**SMALL, "data": "data/demo", "size": 128, "iters": 500, "ckpt_every": 2
 
 
 def l1(xs, ys):
-    """What perceptual_loss is, by mean absolute differences, which need no weights."""
+    """Mean absolute differences, summed as perceptual_loss sums LPIPS; they need no weights."""
     return sum((x - y).abs().mean((1, 2, 3)).sum() for x, y in zip(xs, ys, strict=True))
 
 
@@ -78,7 +78,7 @@ def published_step(networks, optimizers, numerics, real, augment, distance):
     distance: of reconstruction_loss.
     """
     generator, discriminator = networks["generator"], networks["discriminator"]
-    judge = devices.plain(discriminator)  # of G's samples: D learns nothing from it
+    plain = devices.plain(discriminator)  # for G's update, whose gradients of D are not shared
     z = torch.randn(len(real), devices.plain(generator).z_dim, device=real.device)
     part = torch.randint(4, (), device=real.device)
     real = photos.diff_augment(real, augment)
@@ -91,7 +91,7 @@ def published_step(networks, optimizers, numerics, real, augment, distance):
     targets = [real_128, real_128, F.interpolate(quadrant(real, part), size=128)]
     with numerics.autocast(), devices.unsynchronized(discriminator):
         logits, maps = discriminator(real, real_128)
-        decoded = judge.reconstruct(maps, part)
+        decoded = plain.reconstruct(maps, part)
     reconstruction = distance([images.float() for images in decoded], targets)
     on_real = hinge_real(logits)
     numerics.backward(on_real + reconstruction)
@@ -100,10 +100,10 @@ def published_step(networks, optimizers, numerics, real, augment, distance):
     on_fake = hinge_fake(logits)
     numerics.update(optimizers["discriminator"], on_fake)
 
-    judge.requires_grad_(False)  # its gradients would be thrown away
+    plain.requires_grad_(False)  # its gradients would be thrown away
     with numerics.autocast():
-        logits, _ = judge(*fakes)
-    judge.requires_grad_(True)
+        logits, _ = plain(*fakes)
+    plain.requires_grad_(True)
     g_loss = -logits.float().mean()
     numerics.update(optimizers["generator"], g_loss)
     return torch.stack([on_real + on_fake, reconstruction, g_loss]).detach()
@@ -146,7 +146,7 @@ def projected_step(networks, optimizers, numerics, real, augment, levels):
     One pass of G and of the frozen network over the fakes serves both updates.
     """
     generator, discriminator = networks["generator"], networks["discriminator"]
-    judge = devices.plain(discriminator)
+    plain = devices.plain(discriminator)
     z = torch.randn(len(real), devices.plain(generator).z_dim, device=real.device)
     real = photos.diff_augment(real, augment)
     with numerics.autocast():
@@ -165,16 +165,16 @@ def projected_step(networks, optimizers, numerics, real, augment, levels):
     on_fake = F.relu(1 + logits.float()).mean()
     numerics.update(optimizers["discriminator"], on_fake)
 
-    judge.requires_grad_(False)
+    plain.requires_grad_(False)
     with numerics.autocast():
-        g_loss = -judge(fake_maps, fake).float().mean()
-    judge.requires_grad_(True)
+        g_loss = -plain(fake_maps, fake).float().mean()
+    plain.requires_grad_(True)
     numerics.update(optimizers["generator"], g_loss)
     return torch.stack([on_real + on_fake, g_loss]).detach()
 
 
 def projected(args, numerics):
-    """The same three: the small image is not looked at."""
+    """The same three; the generator's small image is not used."""
     discriminator = ProjectedDiscriminator(args.features, args.palette).to(numerics.device)
     try:
         levels = critic_levels(device=numerics.device).to(memory_format=numerics.layout)
@@ -195,7 +195,8 @@ def mean_logits(networks, logits, numerics, sets, row, args):
 
     In evaluation mode. When D learns its photos by heart, validation photos fall from the training
     photos to the samples (Karras et al. 2020, arXiv 2006.06676: r_v). logits: of `published` or
-    `projected`; sets: training and validation photos; row: of the log, which others come for.
+    `projected`; sets: training and validation photos; row: number of the log's row: each row has
+    other photos and samples.
     """
     generator, n, means = networks["generator"], args.batch_size, []
     for network in networks.values():
@@ -214,20 +215,21 @@ def mean_logits(networks, logits, numerics, sets, row, args):
     return dict(zip(LOGITS, torch.stack(means).tolist(), strict=True))
 
 
-def kind(args):
-    """The discriminator that arguments, a dict, ask for."""
-    return args.get("discriminator", "published") + " --palette" * args.get("palette", False)
-
-
 def fresh(args, checkpoint):
-    """The networks that a checkpoint does not hold: its discriminator may be of another kind."""
-    if checkpoint is None or kind(checkpoint["args"]) == kind(vars(args)):
+    """The networks that begin anew: a discriminator where the checkpoint's is of another kind."""
+    if checkpoint is None:
         return []
-    path, saved, wanted = checkpoint["path"], kind(checkpoint["args"]), kind(vars(args))
+    path, saved = checkpoint["path"], checkpoint["args"]
+    kinds = [(of.get("discriminator", "published"), of.get("palette", False))
+             for of in (saved, vars(args))]
+    if kinds[0] == kinds[1]:
+        return []
+    old, new = (name + (" --palette" if palette else "") for name, palette in kinds)
     if args.resume and not checkpoint["published"]:
-        cli.fail(f"a resumed run keeps its discriminator: {saved} in {path}, {wanted} now; --init "
-                 f"{path} begins a new run with its generator")
-    cli.warn(f"{path} was trained with the {saved} discriminator: the {wanted} one begins anew")
+        cli.fail(f"a resumed run keeps its discriminator: {old} in {path}, {new} now; "
+                 f"--init {path} begins a new run with its generator")
+    if devices.rank() == 0:
+        cli.warn(f"{path} was trained with the {old} discriminator: the {new} one begins anew")
     return ["discriminator"]
 
 
@@ -239,9 +241,10 @@ def averaged_parameters(generator, checkpoint):
     return [parameter.detach() for parameter in average.parameters()]
 
 
-def main(args, checkpoint):
+def main(args, initial):
+    """initial: the checkpoint of --resume or --init."""
     config = {"image_size": args.size, "z_dim": args.z_dim, "features": args.features}
-    initial = checkpoints.read(args.init) if args.init and not checkpoint else checkpoint
+    checkpoint = initial if args.resume else None
     numerics = start(args, initial, DEMO, **config)
     new, device = fresh(args, initial), numerics.device
     if args.augment is None:
@@ -259,7 +262,7 @@ def main(args, checkpoint):
     networks = {"generator": generator, "discriminator": discriminator}
     optimizers = {name: torch.optim.Adam(network.parameters(), **adam)
                   for name, network in networks.items()}
-    if initial and not checkpoint:
+    if args.init:
         for name in networks.keys() - new:
             checkpoints.load_weights(networks[name], initial["networks"].get(name), args.init)
     run = Run("fastgan", args, checkpoint, numerics, config, networks, optimizers,
@@ -268,18 +271,18 @@ def main(args, checkpoint):
     fixed = sampling.latents(args.seed, range(16), args.z_dim).to(device)
 
     if args.discriminator == "projected":
-        generator.to_128.requires_grad_(False)  # the small image's layer, which it doesn't look at
+        generator.to_128.requires_grad_(False)  # the small image is not used: no gradients
     # The published decoders have no part in D's pass over fakes, which shares the gradients.
     decoders = args.discriminator == "published"
     shared = {"generator": devices.parallel(generator),
               "discriminator": devices.parallel(discriminator, find_unused_parameters=decoders)}
 
-    def update(real, weight):
+    def step_and_average(real, weight):
         losses = train_step(shared, optimizers, numerics, real, args.augment)
         sampling.update_average(average, generator.parameters(), weight)
         return losses
 
-    update = run.compiled(update)
+    update = run.compiled(step_and_average)
     for step in run.steps(args.iters):
         real = photos.mirror(photos.take_batch(images, run.draw(), device))
         run.add(update(real, torch.full((), sampling.average_weight(step), device=device)))
@@ -312,15 +315,15 @@ if __name__ == "__main__":
                        help="published learns to see from nothing, projected sees through "
                             "EfficientNet: rooms in a tenth of the steps")
     group.add_argument("--palette", action=argparse.BooleanOptionalAction, default=False,
-                       help="not of the projected discriminator's paper: without batch norm, and "
-                            "with a path that sees colours")
+                       help="the projected discriminator without batch norm and with a path that "
+                            "sees colours: more varied rooms, not of its paper")
     group.add_argument("--reconstruction", choices=["lpips", "l1"], default="lpips",
                        help="the published decoders' loss; l1 needs no pretrained weights")
     group.add_argument("--augment", type=cli.augmentation, metavar="LIST",
                        help="DiffAugment: color, translation, cutout, or none (default: the "
                             "discriminator's paper's)")
-    group.add_argument("--init", metavar="CKPT", help="start a new run from the networks of a "
-                       "checkpoint, whatever its photos were")
+    group.add_argument("--init", metavar="CKPT", help="begin a new run with the networks of a "
+                       "checkpoint, and their sizes, whatever its photos were")
     group.add_argument("--small", action="store_true",
                        help="settings for a CPU or laptop: projected, 256×256, narrow networks")
     launch(main, parser, "fastgan", demo=DEMO, small=SMALL)

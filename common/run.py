@@ -39,35 +39,34 @@ def launch(main, parser, model, **presets):
 
 
 def parse_arguments(parser, model, presets):
-    """(arguments, the checkpoint to resume from or None).
+    """(arguments, the checkpoint of --resume or --init, or None).
 
     The command line wins over the checkpoint's arguments, these over the presets, these over the
-    defaults. So `--resume PATH` alone goes on as the run began. Of a checkpoint that --init names
-    only the sizes are taken.
+    defaults. So `--resume PATH` alone goes on as the run began. With --init only the networks'
+    sizes are the checkpoint's.
     """
     args = parser.parse_args()
+    init, checkpoint, saved = vars(args).get("init"), None, []
+    if args.resume and init:
+        cli.fail("--init begins a new run, --resume goes on with one: give one of them")
+    if path := args.resume or init:
+        path = checkpoints.to_resume(path, args.out, args.name if args.resume else None, model)
+        checkpoint = checkpoints.read(path)
+        if checkpoint["model"] != model:
+            cli.fail(f"{path} is a {checkpoint['model']} checkpoint, not {model}")
+        kept = {"size", "z_dim", "features"}
+        if args.resume:
+            kept = set(vars(args)) - {"resume", "init", "device", "out", "name", *presets}
+        saved = [as_typed(name.replace("_", "-"), value) for name, value
+                 in checkpoint["args"].items() if name in kept and value is not None]
+        parser.source = f"{path}: "  # as if they were typed first: checked like it
+        parser.parse_args(saved)
+        parser.source = ""
     for name, settings in presets.items():
-        if vars(args)[name]:
+        # A run of ours has its own settings, those that older code did not know by default.
+        if vars(args)[name] and (not args.resume or checkpoint["published"]):
             parser.set_defaults(**settings)
-    path = vars(args).get("init")
-    if path and args.resume:
-        cli.fail("--init begins a new run, --resume goes on with one")
-    if args.resume:
-        path = checkpoints.to_resume(args.resume, args.out, args.name, model)
-    if not path:
-        return parser.parse_args(), None
-    checkpoint = checkpoints.read(path)
-    if checkpoint["model"] != model:
-        cli.fail(f"{path} is a {checkpoint['model']} checkpoint, not {model}")
-    kept = {"size", "z_dim", "features"}
-    if args.resume:
-        kept = set(vars(args)) - {"resume", "init", "device", "out", "name", *presets}
-    saved = [as_typed(name.replace("_", "-"), value) for name, value in checkpoint["args"].items()
-             if name in kept and value is not None]
-    parser.source = f"{path}: "  # as if they were typed first: checked like it
-    parser.parse_args(saved)
-    parser.source = ""
-    return parser.parse_args([*saved, *sys.argv[1:]]), checkpoint if args.resume else None
+    return parser.parse_args([*saved, *sys.argv[1:]]), checkpoint
 
 
 def as_typed(name, value):
@@ -80,8 +79,7 @@ def as_typed(name, value):
 def start(args, checkpoint, demo, **config):
     """The Numerics, after what every script does first: processes, demo scenes, seed.
 
-    checkpoint: of the run that is resumed, or with whose networks a new one begins; config: the
-    networks' arguments, which must be the checkpoint's.
+    checkpoint: of --resume or --init, if any; config: the networks' arguments, which must be its.
     """
     device = devices.choose_device(args.device)
     args.device = str(device)
@@ -280,7 +278,7 @@ class Run:
 
     config: the generator's arguments; networks, optimizers: dicts; data: (how many training
     photos, their SHA-256); names: of the losses; apart: columns of the log that are drawn in a
-    panel of their own; fresh: networks that the checkpoint lacks.
+    panel of their own; fresh: networks that begin anew though there is a checkpoint.
     """
 
     def __init__(self, model, args, checkpoint, numerics, config, networks, optimizers, data,

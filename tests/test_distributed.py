@@ -42,7 +42,7 @@ def gradients(model, n, part, share):
             for _ in range(20):
                 image, image_128 = networks["generator"](torch.randn(4, 16))
                 if model == "projected":
-                    networks["discriminator"](tiny.critic_levels(device=numerics.device)(image))
+                    networks["discriminator"](tiny.critic_levels()(image), image)
                 else:
                     _, maps = networks["discriminator"](image, image_128)
                     networks["discriminator"].reconstruct(maps, 0)

@@ -395,7 +395,7 @@ def test_the_projected_discriminator_is_the_published_one(palette):
             for vector, value in zip((layer.weight_u, layer.weight_v), leading_singular_vectors(
                     layer.weight_orig.detach().flatten(1).numpy()), strict=True):
                 vector.copy_(torch.from_numpy(value.copy()))
-        elif isinstance(layer, nets.Shift):
+        elif isinstance(layer, nets.Bias):
             nn.init.normal_(layer.bias)
     for layer in net.small:
         layer.register_forward_pre_hook(lambda _, inputs: given.append(inputs[0]))
