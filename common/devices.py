@@ -29,8 +29,7 @@ def choose_device(name):
     if name == "cuda" and "LOCAL_RANK" in os.environ:
         name = f"cuda:{os.environ['LOCAL_RANK']}"
     try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
+        device = torch.empty(1, device=name).device  # with its number, which set_device wants
         if device.type == "cuda":  # a CUDA graph takes the current device's streams
             torch.cuda.set_device(device)
     except (RuntimeError, AssertionError) as error:
