@@ -232,6 +232,32 @@ def mirror(batch):
     return torch.where(flipped, batch.flip(3), batch)
 
 
+class Translation(torch.autograd.Function):
+    """apply(x (n, c, h, w), rows (n,), columns (n,)): each image moved up by its rows and left by
+    its columns, zeros come in.
+
+    Its gradients are moved back. Autograd's own would be summed up index by index, which GPUs do
+    by sorting the indices.
+    """
+
+    @staticmethod
+    def forward(ctx, x, rows, columns):
+        ctx.save_for_backward(rows, columns)
+        n, _, height, width = x.shape
+        # One border pixel of zeros: every index that falls outside is clamped onto it.
+        rows, columns = ((torch.arange(side, device=x.device) + shift[:, None] + 1)
+                         .clamp(0, side + 1)
+                         for side, shift in ((height, rows), (width, columns)))
+        image = torch.arange(n, device=x.device)[:, None, None]
+        padded = F.pad(x, (1, 1, 1, 1)).permute(0, 2, 3, 1)
+        return padded[image, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        rows, columns = ctx.saved_tensors
+        return Translation.apply(gradient, -rows, -columns), None, None
+
+
 def diff_augment(x, policy):
     """Differentiable augmentation of (n, 3, h, w), with draws of its own for each image.
 
@@ -252,13 +278,7 @@ def diff_augment(x, policy):
         uniform = torch.rand(2, n, device=x.device)
         shifts = [((2 * reach + 1) * u).long() - reach
                   for reach, u in zip(reaches, uniform, strict=True)]
-        # One border pixel of zeros: every index that falls outside is clamped onto it.
-        rows, columns = (torch.arange(side, device=x.device) + shift[:, None] + 1
-                         for side, shift in zip((height, width), shifts, strict=True))
-        image = torch.arange(n, device=x.device)[:, None, None]
-        padded = F.pad(x, (1, 1, 1, 1)).permute(0, 2, 3, 1)
-        rows, columns = rows.clamp(0, height + 1), columns.clamp(0, width + 1)
-        x = padded[image, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+        x = Translation.apply(x, *shifts)
     if "cutout" in policy:
         inside = []
         for side, u in zip((height, width), torch.rand(2, n, device=x.device), strict=True):

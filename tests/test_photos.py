@@ -81,6 +81,18 @@ def test_translation_moves_each_image_by_up_to_an_eighth():
                for a, b in zip(x[:10], y[:10], strict=True))
 
 
+def test_gradients_of_a_translation_are_autograds():
+    x = torch.rand(25, 3, 16, 16, dtype=torch.float64, requires_grad=True)
+    rows, columns = torch.cartesian_prod(torch.arange(-2, 3), torch.arange(-2, 3)).T
+    y = photos.Translation.apply(x, rows, columns)
+    expected = torch.stack([translated(image, *move) for image, *move in zip(
+        x, rows.tolist(), columns.tolist(), strict=True)])
+    assert torch.equal(y, expected)
+    weights = torch.rand_like(y)
+    gradients = [torch.autograd.grad((moved * weights).sum(), x)[0] for moved in (y, expected)]
+    assert torch.equal(*gradients) and (gradients[0] == 0).any()
+
+
 def test_color_augmentation_is_the_papers_formula():
     x = torch.rand(4, 3, 8, 8) * 2 - 1
     torch.manual_seed(0)
