@@ -282,7 +282,7 @@ def main(args, initial):
         sampling.update_average(average, generator.parameters(), weight)
         return losses
 
-    update = run.compiled(step_and_average)
+    update = run.recorded(step_and_average)
     for step in run.steps(args.iters):
         real = photos.mirror(photos.take_batch(images, run.draw(), device))
         run.add(update(real, torch.full((), sampling.average_weight(step), device=device)))

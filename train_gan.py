@@ -63,7 +63,7 @@ def main(args, checkpoint):
     fixed = sampling.latents(args.seed, range(64), args.z_dim).to(device)
 
     shared = {name: devices.parallel(network) for name, network in networks.items()}
-    update = run.compiled(lambda real: train_step(shared, optimizers, numerics, real))
+    update = run.recorded(lambda real: train_step(shared, optimizers, numerics, real))
     for _ in run.steps(args.epochs):
         for indices in run.batches():
             run.add(update(photos.take_batch(images, indices, device)))

@@ -97,7 +97,7 @@ def main(args, checkpoint):
     fixed = sampling.latents(args.seed, range(16), args.latent).to(device)
 
     shared = devices.parallel(vae)
-    update = run.compiled(
+    update = run.recorded(
         lambda real: train_step(shared, optimizer, numerics, real, args.kl_weight))
     for epoch in run.steps(args.epochs):
         optimizer.param_groups[0]["lr"].fill_(args.lr * args.lr_decay ** (epoch - 1))

@@ -129,8 +129,9 @@ def add_training_flags(parser, *, data, size, fit, batch_size, lr, every):
                        help="number format of the networks; auto is bf16 where the device is fast "
                             "at it; fp32 is TF32 on GPUs that have it")
     group.add_argument("--compile", action=argparse.BooleanOptionalAction, default=False,
-                       help="for GPUs: torch.compile, and each step as one CUDA graph; takes "
-                            "minutes at the start")
+                       help="compile the networks (torch.compile): minutes at the start")
+    group.add_argument("--graph", action=argparse.BooleanOptionalAction, default=True,
+                       help="on one GPU, each step as one CUDA graph: one launch, not thousands")
     group.add_argument("--deterministic", action=argparse.BooleanOptionalAction, default=False,
                        help="only kernels that give the same bits every time, as a CPU's always do")
     group.add_argument("--demo", action="store_true", help="quick test: small settings, 256 drawn "

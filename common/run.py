@@ -338,10 +338,10 @@ class Run:
             own = states[min(devices.rank(), len(states) - 1)]
             self.losses = [row.to(self.device) for row in own.get("losses", ())]
 
-    def compiled(self, step):
-        """With --compile on one GPU, a function of tensors there as a CUDA graph; else as it is."""
+    def recorded(self, step):
+        """On one GPU, a function of tensors there as a CUDA graph; else as it is."""
         one_gpu = self.device.type == "cuda" and devices.processes() == 1
-        return devices.cuda_graph(step) if self.args.compile and one_gpu else step
+        return devices.cuda_graph(step) if self.args.graph and one_gpu else step
 
     def steps(self, total):
         """The steps from here to `total`, with a progress bar; ends early after a signal."""

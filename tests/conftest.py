@@ -94,3 +94,10 @@ def bedrooms(script, tmp_path_factory):
 
 def pytest_addoption(parser):
     parser.addoption("--fuzz", type=int, default=1200, help="damaged inputs of the tests that fuzz")
+    parser.addoption("--gpu", action="store_true", help="let tests/test_gpu.py see the GPU")
+
+
+def pytest_configure(config):
+    """All other tests are about the CPU, whatever the machine has."""
+    if not config.getoption("gpu"):
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""

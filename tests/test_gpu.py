@@ -1,0 +1,96 @@
+"""What only a GPU can show: python -m pytest --gpu tests/test_gpu.py"""
+
+import csv
+import json
+import math
+import subprocess
+import sys
+
+import pytest
+import tiny
+import torch
+from conftest import ROOT, digest
+from test_devices import trainer
+from test_evaluate import write_checkpoint
+from test_resume import STATE
+
+from common import checkpoints, devices
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU and --gpu")
+
+
+def run(script, *arguments, cwd):
+    """A script's stdout, by a process of its own: a forked one could not use the GPU."""
+    command = [sys.executable, ROOT / script, *map(str, arguments)]
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture
+def deterministic(monkeypatch):
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize("model", tiny.SIZES)
+def test_a_cuda_graph_goes_on_as_the_step_itself(model, deterministic):
+    results = []
+    for wrapped in (devices.cuda_graph, lambda step: step):
+        rate = torch.tensor(0.02, device="cuda")
+        step, state = trainer(model, rate, "cuda", "auto")
+        step = wrapped(step)
+        torch.manual_seed(2)
+        losses = []
+        for n in (4, 4, 4, 4, 3, 4, 4):
+            losses.append(step(tiny.photos(model, n).cuda()))
+            rate.mul_(0.5)
+        results.append([torch.stack(losses), torch.rand(3, device="cuda"), *state()])
+    torch.testing.assert_close(*results, atol=2e-3, rtol=2e-2)  # kernels round as they like
+
+
+@pytest.mark.parametrize("model", tiny.SIZES)
+def test_deterministic_runs_have_the_same_bits_resumed_ones_too(model, bedrooms, tmp_path):
+    """Six steps in one go, from the fourth on a CUDA graph, and in two parts; bf16."""
+    arguments = [tiny.SCRIPTS[model], *tiny.ARGUMENTS[model], "--data", bedrooms, "--device",
+                 "cuda", "--deterministic", "--batch-size", 2]
+    run(*arguments, tiny.STEPS[model], 6, "--name", "whole", cwd=tmp_path)
+    run(*arguments, tiny.STEPS[model], 5, "--name", "parts", cwd=tmp_path)
+    run(arguments[0], "--resume", "runs/parts", tiny.STEPS[model], 6, cwd=tmp_path)
+    whole, parts = (checkpoints.read(tmp_path / "runs" / name / "ckpt_000006.pth")
+                    for name in ("whole", "parts"))
+    assert whole["args"]["device"].startswith("cuda")
+    for key in STATE:
+        assert digest(whole[key]) == digest(parts[key]), key
+
+
+@pytest.mark.parametrize("kind", ["published", "projected"])
+@pytest.mark.parametrize("flag", ["--graph", "--no-graph", "--compile"])
+def test_fastgan_goes_on_and_logs(kind, flag, bedrooms, tmp_path):
+    """Steps, and between them D's logits, samples and checkpoints of what the steps change."""
+    run("train_fastgan.py", *tiny.FASTGAN, "--discriminator", kind, "--reconstruction", "l1",
+        "--data", bedrooms, flag, "--batch-size", 2, "--iters", 6, "--log-every", 3,
+        "--sample-every", 3, "--name", "one", cwd=tmp_path)
+    said = run("train_fastgan.py", "--resume", "latest", "--iters", 12, cwd=tmp_path)
+    assert "cuda" in said and "peak memory" in said
+    with open(tmp_path / "runs" / "one" / "log.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["step"] for row in rows] == ["3", "6", "9", "12"]
+    for row in rows:
+        assert all(math.isfinite(float(value)) for value in row.values())
+        assert 0 < float(row["d_hinge"]) < 4 and "d_validation" in row
+
+
+def test_evaluation_says_what_it_says_on_the_cpu(bedrooms, tmp_path):
+    write_checkpoint(tmp_path / "run", 10)
+    columns = []
+    for device in ("cuda", "cpu"):
+        said = run("evaluate.py", "--run", "run", "--ckpt", 10, "--features", "efficientnet",
+                   "--data", bedrooms, "--device", device, "--json", "-", "--out", device,
+                   cwd=tmp_path)
+        columns.append(json.loads(said)["columns"])
+    for one, other in zip(*columns, strict=True):
+        numbers = {key: value for key, value in other.items() if isinstance(value, float)}
+        assert {key: one[key] for key in numbers} == pytest.approx(numbers, rel=0.02, abs=0.02)
