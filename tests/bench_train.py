@@ -107,18 +107,25 @@ def average_of(networks):
     return [p.detach().clone() for p in networks["generator"].parameters()]
 
 
-def with_compiled(args, device, rows, modules):
-    """The rows and, with --compile, the last one once more with these modules compiled."""
-    if not args.compile:
-        return rows
-    for module in modules:
-        module.compile(dynamic=False)
-    _, precision, step = rows[-1]
-    graph = devices.cuda_graph if device.type == "cuda" else lambda step: step
-    compiled = graph(lambda nothing: step() or nothing)
+def with_graphs(args, device, rows, modules):
+    """The rows and the last one once more: on a GPU recorded as a CUDA graph; with --compile these
+    modules are compiled as well."""
+    name, precision, step = rows[-1]
     eager = torch.compiler.set_stance("force_eager")
-    return [*((name, precision, eager(step)) for name, precision, step in rows),
-            ("+ --compile", precision, lambda: compiled(torch.zeros((), device=device)))]
+    rows = [(name, precision, eager(step)) for name, precision, step in rows]
+
+    def recorded():
+        graph = devices.cuda_graph if device.type == "cuda" else lambda step: step
+        graph = graph(lambda nothing: step() or nothing)
+        return lambda: graph(torch.zeros((), device=device))
+
+    if device.type == "cuda":
+        rows.append(("+ as a CUDA graph", precision, eager(recorded())))
+    if args.compile:
+        for module in modules:
+            module.compile(dynamic=False)
+        rows.append(("+ compiled", precision, recorded()))
+    return rows
 
 
 def fastgan_steps(args, device):
@@ -159,7 +166,7 @@ def fastgan_steps(args, device):
             (f"+ networks in {name}", name, partial(ours, fast, fused, distance)),
             (f"+ perceptual network in {name}", name, partial(ours, fast, fused, fast_distance)),
             ("+ channels-last: ours", name, partial(ours, fast, fused, fast_distance, True))]
-    return with_compiled(args, device, rows, networks.values())
+    return with_graphs(args, device, rows, networks.values())
 
 
 def projected_way(args, device, networks, adams, precision):
@@ -197,7 +204,7 @@ def projected_steps(args, device):
     name = fast.precision
     rows = [("plain way", "fp32", plain), ("ours, float32", "fp32", slow),
             (f"published discriminator by L1, {name}", name, other), (f"ours, {name}", name, ours)]
-    return with_compiled(args, device, rows, [*networks.values(), levels])
+    return with_graphs(args, device, rows, [*networks.values(), levels])
 
 
 def other_steps(args, device):
@@ -235,7 +242,7 @@ def step_table(args, device):
     count, times, peaks = {}, {name: [] for name, *_ in rows}, {}
     for name, _, step in rows:
         peak = Peak(device)
-        if "compile" in name:  # the same work as the row before, which can be counted
+        if "graph" in name or "compiled" in name:  # the same work as the row before, counted there
             for _ in range(5):  # the fourth records the CUDA graph
                 step()
         else:
@@ -364,6 +371,7 @@ def epoch_table(args, device):
 
 def main(args):
     torch.manual_seed(0)
+    torch.backends.cudnn.benchmark = True  # as in training
     device = devices.choose_device(args.device)
     size, _, batch_size = STUDY[args.model]
     args.size, args.batch_size = args.size or size, args.batch_size or batch_size
