@@ -554,12 +554,6 @@ class FastGANDiscriminator(nn.Module):
         logits = torch.cat([self.rf_big(map_8).flatten(1), self.rf_small(small_8).flatten(1)], 1)
         return logits, (map_8, small_8, map_16)
 
-    def compile(self, **options):
-        """nn.Module.compile, for the decoders too, which are no part of forward."""
-        super().compile(**options)
-        for decoder in (self.decoder_big, self.decoder_part, self.decoder_small):
-            decoder.compile(**options)
-
     def reconstruct(self, maps, part):
         """Three 128×128 images: of the whole, of the whole from the small path, of quadrant `part`.
 

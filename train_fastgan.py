@@ -180,8 +180,6 @@ def projected(args, numerics):
         levels = critic_levels(device=numerics.device).to(memory_format=numerics.layout)
     except WeightsError as error:
         cli.fail(error)
-    if args.compile:
-        levels.compile(dynamic=False)
     return (discriminator, functools.partial(projected_step, levels=levels),
             lambda image, image_128: discriminator(levels(image), image))
 
@@ -201,8 +199,7 @@ def mean_logits(networks, logits, numerics, sets, row, args):
     generator, n, means = networks["generator"], args.batch_size, []
     for network in networks.values():
         network.eval()
-    # A compiled network would be compiled anew for evaluation mode, which takes minutes.
-    with torch.compiler.set_stance("force_eager"), numerics.autocast():
+    with numerics.autocast():
         for images in sets:
             indices = photos.data_order(len(images), n * row, n, args.seed)
             image = photos.take_batch(images, indices, numerics.device)

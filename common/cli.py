@@ -128,8 +128,6 @@ def add_training_flags(parser, *, data, size, fit, batch_size, lr, every):
     group.add_argument("--precision", choices=["auto", "fp32", "bf16", "fp16"], default="auto",
                        help="number format of the networks; auto is bf16 where the device is fast "
                             "at it; fp32 is TF32 on GPUs that have it")
-    group.add_argument("--compile", action=argparse.BooleanOptionalAction, default=False,
-                       help="compile the networks (torch.compile): minutes at the start")
     group.add_argument("--graph", action=argparse.BooleanOptionalAction, default=True,
                        help="on one GPU, each step as one CUDA graph: one launch, not thousands")
     group.add_argument("--deterministic", action=argparse.BooleanOptionalAction, default=False,

@@ -189,20 +189,31 @@ class Numerics:
 
 
 def cuda_graph(step, warm_up=3):
-    """A function of CUDA tensors of fixed shapes, recorded as one CUDA graph: one launch a call.
+    """A function of CUDA tensors, recorded as a CUDA graph for each of their shapes: one launch a
+    call.
 
-    It runs as it is `warm_up` times, until all is chosen and allocated that is so at first use,
-    and whenever the shapes are others than at first. What it keeps in Python stays as it was when
-    it was recorded; what it keeps in tensors, and the default generator's draws, go on.
+    It runs as it is `warm_up` times, until all is chosen and allocated that is so at first use.
+    What it keeps in Python stays as it was when it was recorded; what it keeps in tensors, and the
+    default generator's draws, go on.
     """
-    stream, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
-    calls, inputs, output = 0, (), None
+    stream, launches = torch.cuda.Stream(), {}
+
+    def launch(*tensors):
+        shapes = tuple(tensor.shape for tensor in tensors)
+        if shapes not in launches:
+            launches[shapes] = _cuda_graph(step, warm_up, stream)
+        return launches[shapes](*tensors)
+
+    return launch
+
+
+def _cuda_graph(step, warm_up, stream):
+    """The same for one shape."""
+    graph, calls, inputs, output = torch.cuda.CUDAGraph(), 0, (), None
 
     def launch(*tensors):
         nonlocal calls, inputs, output
         inputs = inputs or [tensor.clone() for tensor in tensors]
-        if [tensor.shape for tensor in tensors] != [tensor.shape for tensor in inputs]:
-            return step(*tensors)
         calls += 1
         if calls <= warm_up:  # on the stream of the recording, which autograd remembers
             stream.wait_stream(torch.cuda.current_stream())

@@ -303,9 +303,6 @@ class Run:
             except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
                 cli.fail(f"{checkpoint['path']} is not what a {model} run goes on from "
                          f"({type(error).__name__}: {error})")
-        if args.compile:  # passes in training; state, copies and gradients stay as they are
-            for network in networks.values():
-                network.compile(dynamic=False)
 
     def restore(self, saved):
         """Puts the checkpoint's state into the networks, the optimisers and every generator."""
@@ -339,7 +336,7 @@ class Run:
             self.losses = [row.to(self.device) for row in own.get("losses", ())]
 
     def recorded(self, step):
-        """On one GPU, a function of tensors there as a CUDA graph; else as it is."""
+        """On one GPU a function of tensors there as a CUDA graph (--no-graph: as it is)."""
         one_gpu = self.device.type == "cuda" and devices.processes() == 1
         return devices.cuda_graph(step) if self.args.graph and one_gpu else step
 

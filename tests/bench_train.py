@@ -1,7 +1,7 @@
 """Training speed: each step towards ours beside the published way, same process, taking turns.
 
     python tests/bench_train.py                                # FastGAN, 256×256, batch 8
-    python tests/bench_train.py --size 1024 --steps 5 --compile
+    python tests/bench_train.py --size 1024 --steps 5
     python tests/bench_train.py --discriminator projected      # and where a step's time goes
     python tests/bench_train.py --model dcgan                  # or vae, gan: the plain way and ours
     python tests/bench_train.py --epochs --model vae           # with the photos: epochs a minute
@@ -39,6 +39,7 @@ from common import devices, perceptual, photos, sampling, weights
 POLICY = ["color", "translation"]
 STUDY = {"fastgan": (256, 256, 8), "gan": (28, 50, 128), "dcgan": (64, 100, 128),
          "vae": (256, 512, 8)}  # size, length of a latent, batch size
+GRAPH = "+ as a CUDA graph"
 
 
 # Measuring -----------------------------------------------------------------------------------
@@ -107,24 +108,12 @@ def average_of(networks):
     return [p.detach().clone() for p in networks["generator"].parameters()]
 
 
-def with_graphs(args, device, rows, modules):
-    """The rows and the last one once more: on a GPU recorded as a CUDA graph; with --compile these
-    modules are compiled as well."""
-    name, precision, step = rows[-1]
-    eager = torch.compiler.set_stance("force_eager")
-    rows = [(name, precision, eager(step)) for name, precision, step in rows]
-
-    def recorded():
-        graph = devices.cuda_graph if device.type == "cuda" else lambda step: step
-        graph = graph(lambda nothing: step() or nothing)
-        return lambda: graph(torch.zeros((), device=device))
-
+def with_graph(device, rows):
+    """The rows and, on a GPU, the last one once more, as a CUDA graph."""
     if device.type == "cuda":
-        rows.append(("+ as a CUDA graph", precision, eager(recorded())))
-    if args.compile:
-        for module in modules:
-            module.compile(dynamic=False)
-        rows.append(("+ compiled", precision, recorded()))
+        _, precision, step = rows[-1]
+        graph = devices.cuda_graph(lambda nothing: step() or nothing)
+        rows = [*rows, (GRAPH, precision, lambda: graph(torch.zeros((), device=device)))]
     return rows
 
 
@@ -166,7 +155,7 @@ def fastgan_steps(args, device):
             (f"+ networks in {name}", name, partial(ours, fast, fused, distance)),
             (f"+ perceptual network in {name}", name, partial(ours, fast, fused, fast_distance)),
             ("+ channels-last: ours", name, partial(ours, fast, fused, fast_distance, True))]
-    return with_graphs(args, device, rows, networks.values())
+    return with_graph(device, rows)
 
 
 def projected_way(args, device, networks, adams, precision):
@@ -204,7 +193,7 @@ def projected_steps(args, device):
     name = fast.precision
     rows = [("plain way", "fp32", plain), ("ours, float32", "fp32", slow),
             (f"published discriminator by L1, {name}", name, other), (f"ours, {name}", name, ours)]
-    return with_graphs(args, device, rows, [*networks.values(), levels])
+    return with_graph(device, rows)
 
 
 def other_steps(args, device):
@@ -233,6 +222,7 @@ def other_steps(args, device):
 
 
 def step_table(args, device):
+    torch.set_float32_matmul_precision("high")  # TF32, as in training
     flops = machine_peaks(device)
     print("measured peaks: " + ", ".join(f"{name} {value / 1e12:.2f} TFLOP/s"
                                          for name, value in flops.items()))
@@ -242,7 +232,7 @@ def step_table(args, device):
     count, times, peaks = {}, {name: [] for name, *_ in rows}, {}
     for name, _, step in rows:
         peak = Peak(device)
-        if "graph" in name or "compiled" in name:  # the same work as the row before, counted there
+        if name == GRAPH:  # the same work as the row before, counted there
             for _ in range(5):  # the fourth records the CUDA graph
                 step()
         else:
@@ -394,7 +384,6 @@ if __name__ == "__main__":
     parser.add_argument("--steps", type=int, default=5, help="or epochs, with --epochs")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--precision", default="auto")
-    parser.add_argument("--compile", action="store_true")
     parser.add_argument("--epochs", action="store_true", help="with the photos of --data")
     parser.add_argument("--data", default="data/bedroom")
     parser.add_argument("--limit", type=int, help="only so many photos")

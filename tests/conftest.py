@@ -94,10 +94,15 @@ def bedrooms(script, tmp_path_factory):
 
 def pytest_addoption(parser):
     parser.addoption("--fuzz", type=int, default=1200, help="damaged inputs of the tests that fuzz")
-    parser.addoption("--gpu", action="store_true", help="let tests/test_gpu.py see the GPU")
+    parser.addoption("--gpu", action="store_true", help="run tests/test_gpu.py, and nothing else")
 
 
 def pytest_configure(config):
-    """All other tests are about the CPU, whatever the machine has."""
+    """Tests are about the CPU, whatever the machine has, but for those of --gpu."""
     if not config.getoption("gpu"):
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
+def pytest_collection_modifyitems(config, items):
+    if config.getoption("gpu"):
+        items[:] = [item for item in items if item.path.name == "test_gpu.py"]

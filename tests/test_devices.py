@@ -1,22 +1,19 @@
-"""Memory that runs out, skipped updates, compiled steps and CUDA graphs."""
+"""Memory that runs out, skipped updates and CUDA graphs."""
 
 import contextlib
 import functools
 import resource
-import shutil
 from unittest import mock
 
-import numpy as np
 import pytest
 import tiny
 import torch
-from conftest import digest
 from damage import refusal
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import train_fastgan
-from common import checkpoints, devices, perceptual, weights
+from common import devices, perceptual, weights
 
 
 def test_memory_that_runs_out_is_one_line(script, bedrooms, tmp_path):
@@ -51,25 +48,6 @@ def test_an_end_of_another_process_is_told_from_a_bug(monkeypatch):
     assert "another of the 2 processes ended" in refusal(ends, "Connection closed by peer\nmore")
     with pytest.raises(RuntimeError, match="mat1 and mat2"):
         ends("mat1 and mat2 shapes cannot be multiplied")
-
-
-def test_a_compiled_run_resumes_exactly_and_computes_what_the_eager_one_does(script, bedrooms,
-                                                                             tmp_path):
-    """Six iterations of a GAN on the CPU; convolutions and CUDA graphs, below, need a GPU."""
-    common = ["--data", bedrooms, "--size", 8, "--device", "cpu", "--precision", "fp32", "--out",
-              tmp_path, "--batch-size", 2, "--limit", 4, "--ckpt-every", 2, "--epochs", 3]
-    script("train_gan.py", *common, "--name", "whole", "--compile", "--deterministic")
-    script("train_gan.py", *common, "--name", "eager")
-    copy = shutil.copy(tmp_path / "whole" / "ckpt_000002.pth", tmp_path / "copy.pth")
-    script("train_gan.py", "--resume", copy, "--out", tmp_path, "--name", "part")
-    whole, part, eager = (checkpoints.read(tmp_path / name / "ckpt_000003.pth")
-                          for name in ("whole", "part", "eager"))
-    assert part["args"]["compile"] and part["args"]["deterministic"]
-    for key in ("networks", "optimizers", "random", "losses"):
-        assert digest(whole[key]) == digest(part[key]), key
-    rows = [np.loadtxt(tmp_path / name / "log.csv", delimiter=",", skiprows=1)
-            for name in ("whole", "eager")]
-    np.testing.assert_allclose(*rows, atol=1e-3, rtol=1e-3)
 
 
 @functools.cache
@@ -142,7 +120,8 @@ def test_auto_is_bf16_on_a_cpu_with_instructions_for_it(monkeypatch, has, precis
                                                   ("vae", "bf16"), ("fastgan", "auto"),
                                                   ("projected", "auto")])
 def test_a_recorded_step_goes_on_as_the_step_itself(monkeypatch, model, precision):
-    """Bit for bit: three calls as they are, the recording, a replay, another shape, a replay."""
+    """Bit for bit: three calls as they are, the recording, a replay, another shape, a replay; small
+    models come to the other shape's recording, too."""
     torch.manual_seed(1)
     rate = torch.tensor(2e-4)
 
@@ -155,14 +134,15 @@ def test_a_recorded_step_goes_on_as_the_step_itself(monkeypatch, model, precisio
 
     step, state = trainer(model, rate, precision=precision)
     usual, other = (1, 2) if tiny.SIZES[model] == 256 else (4, 3)
-    batches = [tiny.photos(model, n) for n in [*[usual] * 5, other, usual]]
+    again = 1 if tiny.SIZES[model] == 256 else 5
+    batches = [tiny.photos(model, n) for n in [*[usual] * 5, *[other] * again, usual]]
     torch.manual_seed(2)
     losses, expected = run(step), [tensor.clone() for tensor in state()]
 
     recordings = []
     for name, value in {"Stream": mock.MagicMock, "stream": lambda _: contextlib.nullcontext(),
                         "current_stream": mock.MagicMock, "graph": lambda graph, stream: graph,
-                        "CUDAGraph": lambda: recordings.append(Recording()) or recordings[0]
+                        "CUDAGraph": lambda: recordings.append(Recording()) or recordings[-1]
                         }.items():
         monkeypatch.setattr(torch.cuda, name, value)
     step, state = trainer(model, rate, precision=precision)
@@ -171,4 +151,4 @@ def test_a_recorded_step_goes_on_as_the_step_itself(monkeypatch, model, precisio
     assert torch.equal(run(step), losses)
     for one, other in zip(state(), expected, strict=True):
         assert torch.equal(one, other)
-    assert [recording.replays for recording in recordings] == [3]
+    assert [recording.replays for recording in recordings] == [3, max(0, again - 3)]

@@ -1,4 +1,4 @@
-"""What only a GPU can show: python -m pytest --gpu tests/test_gpu.py"""
+"""What only a GPU can show: python -m pytest --gpu"""
 
 import csv
 import json
@@ -36,8 +36,10 @@ def deterministic(monkeypatch):
 
 
 @pytest.mark.parametrize("model", tiny.SIZES)
-def test_a_cuda_graph_goes_on_as_the_step_itself(model, deterministic):
-    results = []
+def test_a_cuda_graph_goes_on_as_the_step_itself(model, deterministic, monkeypatch):
+    results, replays, replay = [], [], torch.cuda.CUDAGraph.replay
+    monkeypatch.setattr(torch.cuda.CUDAGraph, "replay",
+                        lambda graph: replays.append(graph) or replay(graph))
     for wrapped in (devices.cuda_graph, lambda step: step):
         rate = torch.tensor(0.02, device="cuda")
         step, state = trainer(model, rate, "cuda", "auto")
@@ -48,18 +50,20 @@ def test_a_cuda_graph_goes_on_as_the_step_itself(model, deterministic):
             losses.append(step(tiny.photos(model, n).cuda()))
             rate.mul_(0.5)
         results.append([torch.stack(losses), torch.rand(3, device="cuda"), *state()])
-    torch.testing.assert_close(*results, atol=2e-3, rtol=2e-2)  # kernels round as they like
+    for one, other in zip(*results, strict=True):
+        assert torch.equal(one, other)
+    assert len(replays) == 3
 
 
 @pytest.mark.parametrize("model", tiny.SIZES)
 def test_deterministic_runs_have_the_same_bits_resumed_ones_too(model, bedrooms, tmp_path):
-    """Six steps in one go, from the fourth on a CUDA graph, and in two parts; bf16."""
+    """Ten steps, and five and five: from the fourth of each on a CUDA graph; bf16."""
     arguments = [tiny.SCRIPTS[model], *tiny.ARGUMENTS[model], "--data", bedrooms, "--device",
                  "cuda", "--deterministic", "--batch-size", 2]
-    run(*arguments, tiny.STEPS[model], 6, "--name", "whole", cwd=tmp_path)
+    run(*arguments, tiny.STEPS[model], 10, "--name", "whole", cwd=tmp_path)
     run(*arguments, tiny.STEPS[model], 5, "--name", "parts", cwd=tmp_path)
-    run(arguments[0], "--resume", "runs/parts", tiny.STEPS[model], 6, cwd=tmp_path)
-    whole, parts = (checkpoints.read(tmp_path / "runs" / name / "ckpt_000006.pth")
+    run(arguments[0], "--resume", "runs/parts", tiny.STEPS[model], 10, cwd=tmp_path)
+    whole, parts = (checkpoints.read(tmp_path / "runs" / name / "ckpt_000010.pth")
                     for name in ("whole", "parts"))
     assert whole["args"]["device"].startswith("cuda")
     for key in STATE:
@@ -67,7 +71,7 @@ def test_deterministic_runs_have_the_same_bits_resumed_ones_too(model, bedrooms,
 
 
 @pytest.mark.parametrize("kind", ["published", "projected"])
-@pytest.mark.parametrize("flag", ["--graph", "--no-graph", "--compile"])
+@pytest.mark.parametrize("flag", ["--graph", "--no-graph"])
 def test_fastgan_goes_on_and_logs(kind, flag, bedrooms, tmp_path):
     """Steps, and between them D's logits, samples and checkpoints of what the steps change."""
     run("train_fastgan.py", *tiny.FASTGAN, "--discriminator", kind, "--reconstruction", "l1",
@@ -93,4 +97,4 @@ def test_evaluation_says_what_it_says_on_the_cpu(bedrooms, tmp_path):
         columns.append(json.loads(said)["columns"])
     for one, other in zip(*columns, strict=True):
         numbers = {key: value for key, value in other.items() if isinstance(value, float)}
-        assert {key: one[key] for key in numbers} == pytest.approx(numbers, rel=0.02, abs=0.02)
+        assert {key: one[key] for key in numbers} == pytest.approx(numbers, rel=0.02, abs=2e-3)
