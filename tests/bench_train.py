@@ -222,13 +222,12 @@ def other_steps(args, device):
 
 
 def step_table(args, device):
-    torch.set_float32_matmul_precision("high")  # TF32, as in training
-    flops = machine_peaks(device)
-    print("measured peaks: " + ", ".join(f"{name} {value / 1e12:.2f} TFLOP/s"
-                                         for name, value in flops.items()))
     kind = args.discriminator if args.model == "fastgan" else "other"
     rows = {"published": fastgan_steps, "projected": projected_steps,
             "other": other_steps}[kind](args, device)
+    flops = machine_peaks(device)  # with TF32 where the steps' Numerics have allowed it
+    print("measured peaks: " + ", ".join(f"{name} {value / 1e12:.2f} TFLOP/s"
+                                         for name, value in flops.items()))
     count, times, peaks = {}, {name: [] for name, *_ in rows}, {}
     for name, _, step in rows:
         peak = Peak(device)
