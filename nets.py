@@ -660,20 +660,21 @@ class EfficientNetLite(nn.Module):
 LEVELS = (24, 40, 112, 320)  # channels of EfficientNet-Lite0's maps at 1/4, 1/8, 1/16 and 1/32
 
 
-class Levels(nn.Sequential):
-    """Images (n, 3, h, w) in [-1, 1] -> an EfficientNetLite's maps at 1/4, 1/8, 1/16 and 1/32.
+def enlarged(images):
+    """To 224 pixels a side, for which the network was trained, where they are smaller."""
+    return F.interpolate(images, 224, mode="bilinear") if images.shape[-1] < 224 else images
 
-    Images of less than 224 pixels a side, for which the network was trained, are enlarged to it.
-    """
+
+class Levels(nn.Sequential):
+    """Images (n, 3, h, w) in [-1, 1], `enlarged`, -> an EfficientNetLite's maps at 1/4, 1/8, 1/16
+    and 1/32."""
 
     def __init__(self, net):
         super().__init__(nn.Sequential(net.stem, *net.stages[:2]), net.stages[2],
                          net.stages[3:5], net.stages[5:])
 
     def forward(self, images):
-        x, found = channels_last(images), []
-        if x.shape[-1] < 224:
-            x = F.interpolate(x, 224, mode="bilinear")
+        x, found = enlarged(channels_last(images)), []
         for level in self:
             for layer in level:
                 x = layer(x)
@@ -702,8 +703,9 @@ class ProjectedDiscriminator(nn.Module):
     features: the paper's c, channels of the finest mixed map.
 
     palette: not of the paper. Batch norm takes away what all samples have in common, such as one
-    palette, and the frozen network hardly looks at colours. So there is no batch norm, and 25
-    logits more are the published small path's on the images, shrunk to 128×128.
+    palette, and the frozen network hardly looks at colours and single pixels. So there is no batch
+    norm; the finest mixed map gets a learned convolution of the images added; and 25 logits more
+    are the published small path's on the images, shrunk to 128×128.
     """
 
     def __init__(self, features=64, palette=False):
@@ -720,6 +722,7 @@ class ProjectedDiscriminator(nn.Module):
             blocks = [DownBlock(*pair, norm)
                       for pair in itertools.pairwise([width, *widths[level + 1 :]])]
             self.small.append(nn.Sequential(*blocks, SpectralConv2d(widths[-1], 1, 4)))
+        self.pixels = SpectralConv2d(3, features, 4, stride=2, padding=1) if palette else None
         self.palette = nn.Sequential(
             MeanPool(128), down_from_small([max(1, features // 2), *widths[1:4]], norm),
             SpectralConv2d(widths[3], 1, 4)) if palette else None
@@ -731,6 +734,8 @@ class ProjectedDiscriminator(nn.Module):
             # The published order is the other way round: the same, at four times the cost.
             x = self.mix_scales[level](x)
             coarser = F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=True)
+            if level == 0 and self.pixels is not None:
+                coarser = coarser + self.pixels(enlarged(channels_last(images)))
             logits.append(self.small[level](coarser).flatten(1))
         if self.palette is not None:
             logits.append(self.palette(channels_last(images)).flatten(1))

@@ -373,6 +373,8 @@ def projected_logits(state, maps, images):
         x = F.interpolate(x + F.conv2d(maps[k], *channels), scale_factor=2, mode="bilinear",
                           align_corners=True)
         x = F.conv2d(x, *scales)
+        if k == 0 and "pixels.weight_orig" in state:
+            x = x + F.conv2d(images, normalised(state["pixels.weight_orig"]), None, 2, 1)
         given.append(x)
         blocks = [f"small.{k}.{i}" for i in range(4 - k)]
         logits.append(judged(x, state, blocks, f"small.{k}.{4 - k}"))
