@@ -32,13 +32,13 @@ from nets import FastGANDiscriminator, FastGANGenerator, ProjectedDiscriminator,
 BETAS = {"published": (0.5, 0.999), "projected": (0.0, 0.99)}
 AUGMENT = {"published": ["color", "translation"], "projected": ["color", "translation", "cutout"]}
 LOSSES = {"published": ["d_hinge", "d_reconstruction", "g_loss"],
-          "projected": ["d_hinge", "g_loss"]}
+          "projected": ["d_hinge", "g_loss", "g_distance"]}
 LOGITS = ["d_train", "d_validation", "d_fake"]
-SMALL = {"discriminator": "projected", "palette": True, "augment": "translation,cutout",
-         "size": 256, "features": 32, "batch_size": 8, "lr": 4e-4,
+SMALL = {"discriminator": "projected", "palette": True, "variety": 3.0,
+         "augment": "translation,cutout", "size": 256, "features": 32, "batch_size": 8, "lr": 4e-4,
          "iters": 10000, "ckpt_every": 500, "sample_every": 100, "log_every": 50}
 DEMO = {**SMALL, "data": "data/demo", "size": 128, "iters": 500, "ckpt_every": 250,
-        "log_every": 25}
+        "log_every": 25, "variety": 0.0}  # which takes longer to bring order into drawn scenes
 
 
 # The published discriminator -----------------------------------------------------------------
@@ -127,8 +127,9 @@ def reconstructions(discriminator, images, device):
 
 def published(args, numerics):
     """The discriminator; its step; its logits of (image, image at 128)."""
-    if args.palette:
-        cli.fail("--palette, which --small sets, is for --discriminator projected: --no-palette")
+    if args.palette or args.variety:
+        cli.fail("--palette and --variety, which --small sets, are for --discriminator projected: "
+                 "--no-palette --variety 0")
     if args.size == 128:
         cli.fail("--size 128 is for --discriminator projected")
     discriminator = FastGANDiscriminator(args.size, args.features).to(numerics.device)
@@ -140,10 +141,31 @@ def published(args, numerics):
 # The projected discriminator -----------------------------------------------------------------
 
 
-def projected_step(networks, optimizers, numerics, real, augment, levels):
-    """The same with D on the maps of `levels` (of weights.critic_levels): two losses, (2,).
+def energy_distance(real, fake):
+    """How far two batches of maps are apart: 2 E|x - y| - E|x - x'| - E|y - y'|, divided by
+    E|x - x'|, for x in real and y in fake; the mean over the levels of maps.
 
-    One pass of G and of the frozen network over the fakes serves both updates.
+    real, fake: lists of (n, c, h, w), n at least 2; x and y are their channels' means. Batches of
+    one distribution have 0 on average, fakes that are off, or too much alike, more (Székely and
+    Rizzo 2013, doi 10.1016/j.jspi.2013.03.018).
+    """
+    def mean(x, y, pairs):
+        return (x[:, None] - y).norm(dim=2).sum() / pairs
+
+    distances, n = [], len(real[0])
+    for x, y in zip(real, fake, strict=True):
+        x, y = x.float().mean((2, 3)), y.float().mean((2, 3))
+        within = mean(x, x, n * (n - 1))
+        scale = within.clamp_min(0.01 * x.norm(dim=1).mean())  # photos that are one photo
+        distances.append((2 * mean(x, y, n * n) - within - mean(y, y, n * (n - 1))) / scale)
+    return torch.stack(distances).mean()
+
+
+def projected_step(networks, optimizers, numerics, real, augment, levels, variety=0):
+    """The same with D on the maps of `levels` (of weights.critic_levels): three losses, (3,).
+
+    One pass of G and of the frozen network over the fakes serves both updates. variety: the weight
+    of the last loss, the energy distance, in G's update.
     """
     generator, discriminator = networks["generator"], networks["discriminator"]
     plain = devices.plain(discriminator)
@@ -169,18 +191,22 @@ def projected_step(networks, optimizers, numerics, real, augment, levels):
     with numerics.autocast():
         g_loss = -plain(fake_maps, fake).float().mean()
     plain.requires_grad_(True)
-    numerics.update(optimizers["generator"], g_loss)
-    return torch.stack([on_real + on_fake, g_loss]).detach()
+    distance = energy_distance(real_maps, fake_maps)
+    numerics.update(optimizers["generator"], g_loss + variety * distance)
+    return torch.stack([on_real + on_fake, g_loss, distance]).detach()
 
 
 def projected(args, numerics):
     """The same three; the generator's small image is not used."""
+    if args.batch_size == 1:
+        cli.fail("--discriminator projected needs --batch-size 2 or more: its energy distance "
+                 "compares the photos of a batch")
     discriminator = ProjectedDiscriminator(args.features, args.palette).to(numerics.device)
     try:
         levels = critic_levels(device=numerics.device).to(memory_format=numerics.layout)
     except WeightsError as error:
         cli.fail(error)
-    return (discriminator, functools.partial(projected_step, levels=levels),
+    return (discriminator, functools.partial(projected_step, levels=levels, variety=args.variety),
             lambda image, image_128: discriminator(levels(image), image))
 
 
@@ -312,8 +338,11 @@ if __name__ == "__main__":
                        help="published learns to see from nothing, projected sees through "
                             "EfficientNet: rooms in a tenth of the steps")
     group.add_argument("--palette", action=argparse.BooleanOptionalAction, default=False,
-                       help="the projected discriminator without batch norm and with a path that "
-                            "sees colours: more varied rooms, not of its paper")
+                       help="the projected discriminator without batch norm and with paths that "
+                            "see pixels and colours: not of its paper")
+    group.add_argument("--variety", type=cli.weight, default=0.0, metavar="WEIGHT",
+                       help="of the energy distance in the generator's loss, with the projected "
+                            "discriminator: more varied rooms, not of its paper")
     group.add_argument("--reconstruction", choices=["lpips", "l1"], default="lpips",
                        help="the published decoders' loss; l1 needs no pretrained weights")
     group.add_argument("--augment", type=cli.augmentation, metavar="LIST",

@@ -97,6 +97,7 @@ count = number(int, 1)
 width = number(int, 1, 2**16)  # of images, batches and layers: more is a typing error
 seed = number(int, 0, 2**63)
 positive = number(float, FLOAT32_MIN, FLOAT32_MAX)
+weight = number(float, 0, FLOAT32_MAX)
 
 
 def augmentation(text):

@@ -54,10 +54,21 @@ def published_step(g, d, adam_g, adam_d, average, decay, real, distance):
     return torch.stack([on_real + on_fake, loss, g_loss]).detach()
 
 
-def projected_step(g, d, adam_g, adam_d, average, decay, real, levels):
-    """The same with a projected discriminator, on the maps of `levels`: the losses (2,).
+def energy_distance(real, fake):
+    """Of two lists of vectors, over that of the real ones, pair by pair."""
+    def mean(xs, ys):
+        return sum((x - y).square().sum().sqrt() for x in xs for y in ys if x is not y) / (
+            len(xs) * (len(ys) - (xs is ys)))
 
-    The frozen network sees the fakes twice, once for each update.
+    within = mean(real, real)
+    return (2 * mean(real, fake) - within - mean(fake, fake)) / within
+
+
+def projected_step(g, d, adam_g, adam_d, average, decay, real, levels, variety=0):
+    """The same with a projected discriminator, on the maps of `levels`: the losses (3,).
+
+    The frozen network sees the fakes twice, once for each update. variety: weight of the mean
+    energy distance of its four maps, in G's loss.
     """
     policy = ["color", "translation", "cutout"]
     z = torch.randn(len(real), g.z_dim, device=real.device)
@@ -72,11 +83,15 @@ def projected_step(g, d, adam_g, adam_d, average, decay, real, levels):
     adam_d.step()
 
     g.zero_grad()
-    g_loss = -d(levels(fake), fake).mean()
-    g_loss.backward()
+    maps = levels(fake)
+    g_loss = -d(maps, fake).mean()
+    distance = sum(energy_distance([*x.mean((2, 3))], [*y.mean((2, 3))])
+                   for x, y in zip(levels(real), maps, strict=True)) / 4
+    (g_loss + variety * distance).backward()
     adam_g.step()
-    keep_average(average, g, decay)
-    return torch.stack([on_real + on_fake, g_loss]).detach()
+    if average:
+        keep_average(average, g, decay)
+    return torch.stack([on_real + on_fake, g_loss, distance]).detach()
 
 
 def keep_average(average, g, decay):

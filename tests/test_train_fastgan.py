@@ -23,6 +23,7 @@ TINY = ["--size", 256, "--features", 4, "--batch-size", 3, "--reconstruction", "
         "--precision", "fp32"]
 PROJECTED = [*tiny.ARGUMENTS["projected"], "--batch-size", 2, "--precision", "fp32",
              "--iters", 3, "--log-every", 1]
+LOSSES = ["d_hinge", "g_loss", "g_distance"]
 CPU = devices.Numerics(torch.device("cpu"), "fp32")
 
 
@@ -121,8 +122,7 @@ def test_three_projected_steps_are_the_plain_algorithm(projected_run, bedrooms):
         losses = projected_step(g, d, *adams, average, (2 + step) / (11 + step), real,
                                 tiny.critic_levels())
         row = rows(projected_run)[step]
-        np.testing.assert_allclose(losses, [float(row[name]) for name in ("d_hinge", "g_loss")],
-                                   rtol=1e-4)
+        np.testing.assert_allclose(losses, [float(row[name]) for name in LOSSES], rtol=1e-4)
     saved = checkpoints.read(projected_run / "ckpt_000003.pth")
     for name, network in {"generator": g, "discriminator": d}.items():
         assert saved["networks"][name].keys() == network.state_dict().keys()
@@ -130,6 +130,40 @@ def test_three_projected_steps_are_the_plain_algorithm(projected_run, bedrooms):
             torch.testing.assert_close(saved["networks"][name][key], value, atol=2e-5, rtol=1e-3)
     for (name, _), value in zip(g.named_parameters(), average, strict=True):
         torch.testing.assert_close(saved["sampler"][name], value, atol=1e-6, rtol=1e-4)
+
+
+def test_variety_adds_the_energy_distances_gradients():
+    """One step of plain gradient descent from the same networks, draws and photos."""
+    real, ends = tiny.photos("projected", 3), []
+    for step in (train_fastgan.projected_step, projected_step):
+        networks = tiny.networks("projected", features=2)
+        descents = [torch.optim.SGD(net.parameters(), 0.1) for net in networks.values()]
+        torch.manual_seed(1)
+        if step is projected_step:
+            losses = step(*networks.values(), *descents, [], 0, real, tiny.critic_levels(), 5)
+        else:
+            losses = step(networks, dict(zip(networks, descents, strict=True)), CPU, real,
+                          ["color", "translation", "cutout"], tiny.critic_levels(), 5)
+        ends.append([losses, *networks["generator"].parameters()])
+    for one, other in zip(*ends, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
+
+
+def test_energy_distance_sees_what_is_off_and_what_is_alike():
+    """Mean over 2,000 batches of four: of one distribution (with pairs of an image and itself it
+    would be 0.7); of another mean; with half of the variety; all equal."""
+    torch.manual_seed(0)
+    x, y = torch.randn(2, 2000, 4, 3, 2, 2)
+
+    def mean(fakes):
+        return np.mean([train_fastgan.energy_distance([a], [b]).item()
+                        for a, b in zip(x, fakes, strict=True)])
+
+    assert abs(mean(y)) < 0.03
+    assert mean(y + 1) > 0.5 and mean(y / 2) > 0.07 and mean(y[:, :1].expand_as(y)) > 0.3
+    equal = torch.zeros(2, 5, 1, 1, requires_grad=True)  # photos that are one photo, so are fakes
+    train_fastgan.energy_distance([equal.detach() + 1], [equal + 1]).backward()
+    assert not equal.grad.any()
 
 
 def test_hinge_margins_are_drawn_between_0_8_and_1():
@@ -154,7 +188,7 @@ def test_a_projected_runs_folder_and_checkpoint(projected_run):
     assert {path.name for path in projected_run.iterdir()} == {
         "args.json", "log.csv", "losses.png", "samples_000003.png", "ckpt_000003.pth"}
     assert [[*row][2:] for row in rows(projected_run)] == [
-        ["d_hinge", "g_loss", *train_fastgan.LOGITS]] * 3
+        [*LOSSES, *train_fastgan.LOGITS]] * 3
     saved = checkpoints.read(projected_run / "ckpt_000003.pth")
     assert saved["args"]["discriminator"] == "projected"
     assert saved["args"]["augment"] == ["color", "translation", "cutout"]
@@ -210,8 +244,8 @@ def test_without_validation_photos_no_logits_are_logged_and_nothing_else_changes
     script("train_fastgan.py", *PROJECTED, "--log-every", 3, "--data", bedrooms / "train", "--out",
            tmp_path, "--name", "run")
     (row,), before = rows(tmp_path / "run"), rows(projected_run)
-    assert [*row] == ["step", "iteration", "d_hinge", "g_loss"]
-    for name in ("d_hinge", "g_loss"):
+    assert [*row] == ["step", "iteration", *LOSSES]
+    for name in LOSSES:
         assert abs(float(row[name]) - np.mean([float(one[name]) for one in before])) < 1e-6
     one, other = (checkpoints.read(run / "ckpt_000003.pth")
                   for run in (projected_run, tmp_path / "run"))
