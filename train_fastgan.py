@@ -32,13 +32,13 @@ from nets import FastGANDiscriminator, FastGANGenerator, ProjectedDiscriminator,
 BETAS = {"published": (0.5, 0.999), "projected": (0.0, 0.99)}
 AUGMENT = {"published": ["color", "translation"], "projected": ["color", "translation", "cutout"]}
 LOSSES = {"published": ["d_hinge", "d_reconstruction", "g_loss"],
-          "projected": ["d_hinge", "g_loss", "g_distance"]}
+          "projected": ["d_hinge", "g_loss"]}
 LOGITS = ["d_train", "d_validation", "d_fake"]
 SMALL = {"discriminator": "projected", "palette": True, "variety": 3.0,
          "augment": "translation,cutout", "size": 256, "features": 32, "batch_size": 8, "lr": 4e-4,
          "iters": 10000, "ckpt_every": 500, "sample_every": 100, "log_every": 50}
 DEMO = {**SMALL, "data": "data/demo", "size": 128, "iters": 500, "ckpt_every": 250,
-        "log_every": 25, "variety": 0.0}  # which takes longer to bring order into drawn scenes
+        "log_every": 25, "variety": 0.0}  # with more, order takes longer to come
 
 
 # The published discriminator -----------------------------------------------------------------
@@ -129,7 +129,7 @@ def published(args, numerics):
     """The discriminator; its step; its logits of (image, image at 128)."""
     if args.palette or args.variety:
         cli.fail("--palette and --variety, which --small sets, are for --discriminator projected: "
-                 "--no-palette --variety 0")
+                 "add --no-palette --variety 0")
     if args.size == 128:
         cli.fail("--size 128 is for --discriminator projected")
     discriminator = FastGANDiscriminator(args.size, args.features).to(numerics.device)
@@ -146,8 +146,8 @@ def energy_distance(real, fake):
     E|x - x'|, for x in real and y in fake; the mean over the levels of maps.
 
     real, fake: lists of (n, c, h, w), n at least 2; x and y are their channels' means. Batches of
-    one distribution have 0 on average, fakes that are off, or too much alike, more (Székely and
-    Rizzo 2013, doi 10.1016/j.jspi.2013.03.018).
+    one distribution have about 0 on average, fakes that are off, or too much alike, more (Székely
+    and Rizzo 2013, doi 10.1016/j.jspi.2013.03.018).
     """
     def mean(x, y, pairs):
         return (x[:, None] - y).norm(dim=2).sum() / pairs
@@ -156,16 +156,17 @@ def energy_distance(real, fake):
     for x, y in zip(real, fake, strict=True):
         x, y = x.float().mean((2, 3)), y.float().mean((2, 3))
         within = mean(x, x, n * (n - 1))
-        scale = within.clamp_min(0.01 * x.norm(dim=1).mean())  # photos that are one photo
+        # Eight bedrooms have 0.35 to 0.9 of |x|. A pair of twins must not weigh without bounds.
+        scale = within.clamp_min(0.2 * x.norm(dim=1).mean())
         distances.append((2 * mean(x, y, n * n) - within - mean(y, y, n * (n - 1))) / scale)
     return torch.stack(distances).mean()
 
 
 def projected_step(networks, optimizers, numerics, real, augment, levels, variety=0):
-    """The same with D on the maps of `levels` (of weights.critic_levels): three losses, (3,).
+    """The same with D on the maps of `levels` (of weights.critic_levels): two losses, (2,), and the
+    energy distance where G's update gets it with the weight `variety`.
 
-    One pass of G and of the frozen network over the fakes serves both updates. variety: the weight
-    of the last loss, the energy distance, in G's update.
+    One pass of G and of the frozen network over the fakes serves both updates.
     """
     generator, discriminator = networks["generator"], networks["discriminator"]
     plain = devices.plain(discriminator)
@@ -191,16 +192,18 @@ def projected_step(networks, optimizers, numerics, real, augment, levels, variet
     with numerics.autocast():
         g_loss = -plain(fake_maps, fake).float().mean()
     plain.requires_grad_(True)
-    distance = energy_distance(real_maps, fake_maps)
-    numerics.update(optimizers["generator"], g_loss + variety * distance)
-    return torch.stack([on_real + on_fake, g_loss, distance]).detach()
+    losses, loss = [on_real + on_fake, g_loss], g_loss
+    if variety:
+        losses.append(energy_distance(real_maps, fake_maps))
+        loss = g_loss + variety * losses[-1]
+    numerics.update(optimizers["generator"], loss)
+    return torch.stack(losses).detach()
 
 
 def projected(args, numerics):
     """The same three; the generator's small image is not used."""
-    if args.batch_size == 1:
-        cli.fail("--discriminator projected needs --batch-size 2 or more: its energy distance "
-                 "compares the photos of a batch")
+    if args.variety and args.batch_size == 1:
+        cli.fail("--variety compares the images of a batch: --batch-size 2 or more, or --variety 0")
     discriminator = ProjectedDiscriminator(args.features, args.palette).to(numerics.device)
     try:
         levels = critic_levels(device=numerics.device).to(memory_format=numerics.layout)
@@ -243,11 +246,12 @@ def fresh(args, checkpoint):
     if checkpoint is None:
         return []
     path, saved = checkpoint["path"], checkpoint["args"]
-    kinds = [(of.get("discriminator", "published"), of.get("palette", False))
-             for of in (saved, vars(args))]
-    if kinds[0] == kinds[1]:
+    old, new = (of.get("discriminator", "published") + " --palette" * of.get("palette", False)
+                for of in (saved, vars(args)))
+    if "--palette" in old and "pixels.weight_orig" not in checkpoint["networks"]["discriminator"]:
+        old = "former " + old  # it saw colours only
+    if old == new:
         return []
-    old, new = (name + (" --palette" if palette else "") for name, palette in kinds)
     if args.resume and not checkpoint["published"]:
         cli.fail(f"a resumed run keeps its discriminator: {old} in {path}, {new} now; "
                  f"--init {path} begins a new run with its generator")
@@ -288,8 +292,9 @@ def main(args, initial):
     if args.init:
         for name in networks.keys() - new:
             checkpoints.load_weights(networks[name], initial["networks"].get(name), args.init)
+    names = LOSSES[args.discriminator] + ["g_distance"] * (args.variety > 0)
     run = Run("fastgan", args, checkpoint, numerics, config, networks, optimizers,
-              (len(images), fingerprint), LOSSES[args.discriminator], LOGITS, new)
+              (len(images), fingerprint), names, LOGITS, new)
     average = averaged_parameters(generator, checkpoint)
     fixed = sampling.latents(args.seed, range(16), args.z_dim).to(device)
 
@@ -341,8 +346,8 @@ if __name__ == "__main__":
                        help="the projected discriminator without batch norm and with paths that "
                             "see pixels and colours: not of its paper")
     group.add_argument("--variety", type=cli.weight, default=0.0, metavar="WEIGHT",
-                       help="of the energy distance in the generator's loss, with the projected "
-                            "discriminator: more varied rooms, not of its paper")
+                       help="with the projected discriminator: weight of the batch's energy "
+                            "distance in the generator's loss; more varied rooms, not of its paper")
     group.add_argument("--reconstruction", choices=["lpips", "l1"], default="lpips",
                        help="the published decoders' loss; l1 needs no pretrained weights")
     group.add_argument("--augment", type=cli.augmentation, metavar="LIST",

@@ -333,7 +333,8 @@ class Run:
             if devices.rank() < len(states):
                 devices.set_random_state(states[devices.rank()]["random"], self.device)
             own = states[min(devices.rank(), len(states) - 1)]
-            self.losses = [row.to(self.device) for row in own.get("losses", ())]
+            self.losses = [row.to(self.device) for row in own.get("losses", ())
+                           if len(row) == len(self.names)]  # --variety has one more
 
     def recorded(self, step):
         """On one GPU a function of tensors there as a CUDA graph (--no-graph: as it is)."""

@@ -65,10 +65,10 @@ def energy_distance(real, fake):
 
 
 def projected_step(g, d, adam_g, adam_d, average, decay, real, levels, variety=0):
-    """The same with a projected discriminator, on the maps of `levels`: the losses (3,).
+    """The same with a projected discriminator, on the maps of `levels`: the losses (2,), and where
+    it has a weight, `variety`, the mean energy distance of its four maps.
 
-    The frozen network sees the fakes twice, once for each update. variety: weight of the mean
-    energy distance of its four maps, in G's loss.
+    The frozen network sees the fakes twice, once for each update.
     """
     policy = ["color", "translation", "cutout"]
     z = torch.randn(len(real), g.z_dim, device=real.device)
@@ -84,14 +84,17 @@ def projected_step(g, d, adam_g, adam_d, average, decay, real, levels, variety=0
 
     g.zero_grad()
     maps = levels(fake)
-    g_loss = -d(maps, fake).mean()
-    distance = sum(energy_distance([*x.mean((2, 3))], [*y.mean((2, 3))])
-                   for x, y in zip(levels(real), maps, strict=True)) / 4
-    (g_loss + variety * distance).backward()
+    g_loss = loss = -d(maps, fake).mean()
+    losses = [on_real + on_fake, g_loss]
+    if variety:
+        losses.append(sum(energy_distance([*x.mean((2, 3))], [*y.mean((2, 3))])
+                          for x, y in zip(levels(real), maps, strict=True)) / 4)
+        loss = g_loss + variety * losses[-1]
+    loss.backward()
     adam_g.step()
     if average:
         keep_average(average, g, decay)
-    return torch.stack([on_real + on_fake, g_loss, distance]).detach()
+    return torch.stack(losses).detach()
 
 
 def keep_average(average, g, decay):

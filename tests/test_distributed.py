@@ -106,7 +106,7 @@ def whole_runs(bedrooms, tmp_path_factory):
     """Four steps of each script by two processes, after the check of the gradients."""
     out = tmp_path_factory.mktemp("runs")
     done = launch(["gradients", *(
-        command(model, *COMMON, *tiny.ARGUMENTS[model], steps, 4, "--data", bedrooms, "--out", out,
+        command(model, *COMMON, *tiny.SMALL[model], steps, 4, "--data", bedrooms, "--out", out,
                 "--name", model, "--ckpt-every", 2, "--sample-every", 4, "--log-every", 3)
         for model, steps in tiny.STEPS.items())])
     assert (done.stdout.count("run folder") == len(tiny.SIZES)

@@ -428,6 +428,9 @@ def test_what_a_projected_discriminator_learns_and_keeps():
     assert random < set(net.state_dict()) and not random & learned
     assert {name.split(".")[0] for name in net.state_dict()} == {
         "mix_channels", "mix_scales", "small"}
+    varied = nets.ProjectedDiscriminator(palette=True)
+    assert {name.split(".")[0] for name, _ in varied.named_parameters()} == {
+        "pixels", "palette", "small"}
     widths = [[64, 64, 128, 256, 512], [64, 128, 256, 512], [128, 256, 512], [256, 512]]
     assert parameters(net) == sum(
         512 * 16 + sum(16 * i * o + 2 * o for i, o in itertools.pairwise(part)) for part in widths)

@@ -31,7 +31,7 @@ class Case:
     def __init__(self, launch, data, model, precision, folder):
         self.launch, self.model, self.folder = launch, model, folder
         self.total, self.stop, (checkpoint, grid, row) = PLANS[model]
-        self.options = [*tiny.ARGUMENTS[model], "--data", data, "--precision", precision,
+        self.options = [*tiny.SMALL[model], "--data", data, "--precision", precision,
                         "--device", "cpu", "--batch-size", 2, "--ckpt-every", checkpoint,
                         "--sample-every", grid, "--log-every", row]
 

@@ -1,5 +1,6 @@
 """train_fastgan.py, run as its user runs it, and its step beside the published algorithm."""
 
+import argparse
 import json
 import runpy
 import sys
@@ -23,7 +24,7 @@ TINY = ["--size", 256, "--features", 4, "--batch-size", 3, "--reconstruction", "
         "--precision", "fp32"]
 PROJECTED = [*tiny.ARGUMENTS["projected"], "--batch-size", 2, "--precision", "fp32",
              "--iters", 3, "--log-every", 1]
-LOSSES = ["d_hinge", "g_loss", "g_distance"]
+LOSSES = ["d_hinge", "g_loss"]
 CPU = devices.Numerics(torch.device("cpu"), "fp32")
 
 
@@ -164,6 +165,8 @@ def test_energy_distance_sees_what_is_off_and_what_is_alike():
     equal = torch.zeros(2, 5, 1, 1, requires_grad=True)  # photos that are one photo, so are fakes
     train_fastgan.energy_distance([equal.detach() + 1], [equal + 1]).backward()
     assert not equal.grad.any()
+    twins = 1 + 1e-3 * torch.randn(2, 2, 5, 1, 1)  # their distance is not what it is divided by
+    assert train_fastgan.energy_distance([twins[0]], [twins[1] + 1]) < 10
 
 
 def test_hinge_margins_are_drawn_between_0_8_and_1():
@@ -387,3 +390,17 @@ def test_a_published_generator_goes_on_with_the_projected_discriminator(script, 
         average, present = before["sampler"][key], before["networks"]["generator"][key]
         torch.testing.assert_close(saved["sampler"][key], average + weight * (present - average))
     assert saved["args"]["augment"] == ["color", "translation", "cutout"]
+
+
+def test_a_palette_discriminator_of_before_it_saw_pixels_begins_anew(capsys):
+    checkpoint = {"path": "old.pth", "args": {"discriminator": "projected", "palette": True},
+                  "networks": {"discriminator": {}}, "published": False}
+    args = argparse.Namespace(discriminator="projected", palette=True, resume=None)
+    assert train_fastgan.fresh(args, checkpoint) == ["discriminator"]
+    assert "former projected --palette discriminator: the projected" in capsys.readouterr().err
+    args.resume = "old.pth"
+    with pytest.raises(SystemExit):
+        train_fastgan.fresh(args, checkpoint)
+    assert "former projected --palette in old.pth" in capsys.readouterr().err
+    checkpoint["networks"]["discriminator"]["pixels.weight_orig"] = None
+    assert train_fastgan.fresh(args, checkpoint) == []
