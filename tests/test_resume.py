@@ -143,6 +143,15 @@ def test_stopped_in_bf16(launch, bedrooms, tmp_path, model):
     assert_same(tmp_path / "runs" / "whole", tmp_path / "runs" / "within", case.total)
 
 
+def test_gone_on_with_one_loss_less(launch, bedrooms, tmp_path):
+    """Between two rows of the log: --variety logs its energy distance."""
+    case = Case(launch, bedrooms, "projected", "fp32", tmp_path)
+    case.finish(case.new("run", 1))
+    case.finish(case.start("--resume", "latest", "--variety", 0))
+    (row,) = rows(tmp_path / "runs" / "run")
+    assert row["step"] == "2" and [*row][2:4] == ["d_hinge", "g_loss"] and "g_distance" not in row
+
+
 @pytest.mark.parametrize(("model", "kills", "steps"), [
     ("dcgan", 30, 240), ("gan", 6, 48), ("vae", 3, 24),
     pytest.param("dcgan", 200, 1600, marks=pytest.mark.long)])
