@@ -68,8 +68,8 @@ def naming(path):
 def append_row(path, row):
     """Appends a row to a CSV file in one write, so that rows are whole.
 
-    A file keeps its columns: if a resumed run has others (its precision changed, or validation
-    photos came), what has no column is left out.
+    A file keeps its columns: if a resumed run has others (its precision or --variety changed, or
+    validation photos came), what has no column is left out.
     """
     text, columns, new = io.StringIO(), list(row), not path.exists()
     if not new:

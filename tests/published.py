@@ -92,8 +92,7 @@ def projected_step(g, d, adam_g, adam_d, average, decay, real, levels, variety=0
         loss = g_loss + variety * losses[-1]
     loss.backward()
     adam_g.step()
-    if average:
-        keep_average(average, g, decay)
+    keep_average(average, g, decay)
     return torch.stack(losses).detach()
 
 

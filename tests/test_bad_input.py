@@ -120,7 +120,7 @@ ONE_SCRIPT = [  # what one model alone asks for
     ("fastgan", ["--init", "other.pth", "--size", 512], "keep their image_size: 256 in other.pth"),
     ("fastgan", ["--init", "other.pth", "--features", 4], "keep their features: 2 in other.pth"),
     ("fastgan", ["--size", 128], "--size 128 is for --discriminator projected"),
-    ("fastgan", ["--palette"], "which --small sets, are for --discriminator projected"),
+    ("fastgan", ["--palette"], "--palette and --variety, which --small and --demo set, are for"),
     ("fastgan", ["--variety", "3"], "projected: add --no-palette --variety 0"),
     ("projected", ["--variety", "-1"], "--variety: -1 is not in [0, "),
     ("projected", ["--batch-size", 1, "--variety", 3], "--batch-size 2 or more, or --variety 0"),

@@ -141,7 +141,8 @@ def test_variety_adds_the_energy_distances_gradients():
         descents = [torch.optim.SGD(net.parameters(), 0.1) for net in networks.values()]
         torch.manual_seed(1)
         if step is projected_step:
-            losses = step(*networks.values(), *descents, [], 0, real, tiny.critic_levels(), 5)
+            average = [p.detach().clone() for p in networks["generator"].parameters()]
+            losses = step(*networks.values(), *descents, average, 0, real, tiny.critic_levels(), 5)
         else:
             losses = step(networks, dict(zip(networks, descents, strict=True)), CPU, real,
                           ["color", "translation", "cutout"], tiny.critic_levels(), 5)
@@ -166,7 +167,7 @@ def test_energy_distance_sees_what_is_off_and_what_is_alike():
     train_fastgan.energy_distance([equal.detach() + 1], [equal + 1]).backward()
     assert not equal.grad.any()
     twins = 1 + 1e-3 * torch.randn(2, 2, 5, 1, 1)  # their distance is not what it is divided by
-    assert train_fastgan.energy_distance([twins[0]], [twins[1] + 1]) < 10
+    assert train_fastgan.energy_distance([twins[0]], [twins[1] + 1]) < 11
 
 
 def test_hinge_margins_are_drawn_between_0_8_and_1():
