@@ -156,16 +156,16 @@ def energy_distance(real, fake):
     for x, y in zip(real, fake, strict=True):
         x, y = x.float().mean((2, 3)), y.float().mean((2, 3))
         within = mean(x, x, n * (n - 1))
-        # Eight bedrooms have 0.35 to 0.9 of |x|. A pair of twins must not weigh without bounds.
+        # In batches of eight bedrooms 0.35 to 0.9 of E|x|; twins must not weigh without bounds.
         scale = within.clamp_min(0.2 * x.norm(dim=1).mean())
         distances.append((2 * mean(x, y, n * n) - within - mean(y, y, n * (n - 1))) / scale)
     return torch.stack(distances).mean()
 
 
 def projected_step(networks, optimizers, numerics, real, augment, levels, variety=0):
-    """The same with D on the maps of `levels` (of weights.critic_levels): two losses, (2,), and the
-    energy distance where G's update gets it with the weight `variety`.
+    """The same with D on the maps of `levels` (of weights.critic_levels): two losses, (2,).
 
+    With a weight, `variety`, G's update gets the energy distance, too: a third loss, (3,).
     One pass of G and of the frozen network over the fakes serves both updates.
     """
     generator, discriminator = networks["generator"], networks["discriminator"]
