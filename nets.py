@@ -285,14 +285,15 @@ class GLU(nn.Module):
 
 
 class MeanPool(nn.Module):
-    """nn.AdaptiveAvgPool2d for maps whose side `size` divides: deterministic on GPUs too."""
+    """nn.AdaptiveAvgPool2d, deterministic on GPUs too. Where `size` does not divide a side, the
+    last means are of fewer places (7 to 4: of 2, 2, 2 and 1)."""
 
     def __init__(self, size):
         super().__init__()
         self.size = size
 
     def forward(self, x):
-        return F.avg_pool2d(x, x.shape[-1] // self.size)
+        return F.avg_pool2d(x, math.ceil(x.shape[-1] / self.size), ceil_mode=True)
 
 
 def channels_last(x):
@@ -361,11 +362,10 @@ def down_layers(in_channels, out_channels, kernel_size, stride=1, padding=0, nor
             norm(out_channels), nn.LeakyReLU(0.2)]
 
 
-def check_image_size(image_size, *sizes):
+def check_image_size(network, image_size, *sizes):
     if image_size not in sizes:
-        *others, last = sizes
-        raise ValueError(f"FastGAN is for images of {', '.join(map(str, others))} or {last} "
-                         f"pixels, not {image_size}")
+        raise ValueError(f"{network} is for images of {', '.join(map(str, sizes[:-1]))} or "
+                         f"{sizes[-1]} pixels, not {image_size}")
 
 
 # FastGAN's generator -------------------------------------------------------------------------
@@ -393,7 +393,7 @@ class FastGANGenerator(nn.Module):
 
     def __init__(self, image_size=1024, z_dim=256, features=64):
         super().__init__()
-        check_image_size(image_size, 128, 256, 512, 1024)
+        check_image_size("FastGAN", image_size, 128, 256, 512, 1024)
         self.image_size, self.z_dim = image_size, z_dim
         share = {4: 16, 8: 8, 16: 4, 32: 2, 64: 2, 128: 1, 256: 1 / 2, 512: 1 / 4, 1024: 1 / 8}
         width = {size: max(1, int(s * features)) for size, s in share.items()}
@@ -514,7 +514,7 @@ class FastGANDiscriminator(nn.Module):
 
     def __init__(self, image_size=1024, features=64):
         super().__init__()
-        check_image_size(image_size, 256, 512, 1024)
+        check_image_size("the published discriminator", image_size, 256, 512, 1024)
         share = {8: 16, 16: 8, 32: 4, 64: 2, 128: 1, 256: 1 / 2, 512: 1 / 4, 1024: 1 / 8}
         width = {size: max(1, int(s * features)) for size, s in share.items()}
 
@@ -702,30 +702,34 @@ class ProjectedDiscriminator(nn.Module):
     on each of the four that come out (1/2 to 1/16 of a side) a small discriminator judges places.
     features: the paper's c, channels of the finest mixed map.
 
-    palette: not of the paper. Batch norm takes away what all samples have in common, such as one
-    palette, and the frozen network hardly looks at colours and single pixels. So there is no batch
-    norm; the finest mixed map gets a learned convolution of the images added; and 25 logits more
-    are the published small path's on the images, shrunk to 128×128.
+    extended: not of the paper. Batch norm takes away what all samples have in common, such as one
+    palette; the frozen network hardly looks at colours and single pixels; no place knows where it
+    is and what lies elsewhere. So there is no batch norm; the finest mixed map gets a learned
+    convolution of the images added; 25 logits more are the published small path's on the images,
+    shrunk to 128×128; and each small discriminator has one of the whole image, of its last map
+    shrunk to 4×4, repeated to count as much as all its places.
     """
 
-    def __init__(self, features=64, palette=False):
+    def __init__(self, features=64, extended=False):
         super().__init__()
         mixed = [features * 2**k for k in range(4)]
         judged = [features, features, 2 * features, 4 * features]
         self.mix_channels = nn.ModuleList(map(RandomConv1x1, LEVELS, mixed))
         self.mix_scales = nn.ModuleList(map(RandomConv1x1, mixed, judged))
-        norm = Bias if palette else BatchNorm2d
+        norm = Bias if extended else BatchNorm2d
         widths = [features, features, 2 * features, 4 * features, 8 * features]  # at 1/2, ... 1/32
-        self.small = nn.ModuleList()
-        for level, width in enumerate(judged):
-            # No bias before a batch norm, which takes it away again.
-            blocks = [DownBlock(*pair, norm)
-                      for pair in itertools.pairwise([width, *widths[level + 1 :]])]
-            self.small.append(nn.Sequential(*blocks, SpectralConv2d(widths[-1], 1, 4)))
-        self.pixels = SpectralConv2d(3, features, 4, stride=2, padding=1) if palette else None
-        self.palette = nn.Sequential(
-            MeanPool(128), down_from_small([max(1, features // 2), *widths[1:4]], norm),
-            SpectralConv2d(widths[3], 1, 4)) if palette else None
+        halved = [itertools.pairwise([c, *widths[k + 1 :]]) for k, c in enumerate(judged)]
+        # No bias before a batch norm, which takes it away again.
+        self.small = nn.ModuleList(
+            nn.Sequential(*(DownBlock(*pair, norm) for pair in pairs)) for pairs in halved)
+        self.places = nn.ModuleList(SpectralConv2d(widths[-1], 1, 4) for _ in judged)
+        self.extended = extended
+        if extended:
+            self.whole = nn.ModuleList(SpectralConv2d(widths[-1], 1, 4) for _ in judged)
+            self.pixels = SpectralConv2d(3, features, 4, stride=2, padding=1)
+            self.palette = nn.Sequential(
+                MeanPool(128), down_from_small([max(1, features // 2), *widths[1:4]], norm),
+                SpectralConv2d(widths[3], 1, 4))
 
     def forward(self, maps, images):
         logits, coarser = [], 0
@@ -734,9 +738,13 @@ class ProjectedDiscriminator(nn.Module):
             # The published order is the other way round: the same, at four times the cost.
             x = self.mix_scales[level](x)
             coarser = F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=True)
-            if level == 0 and self.pixels is not None:
+            if level == 0 and self.extended:
                 coarser = coarser + self.pixels(enlarged(channels_last(images)))
-            logits.append(self.small[level](coarser).flatten(1))
-        if self.palette is not None:
+            seen = self.small[level](coarser)
+            logits.append(self.places[level](seen).flatten(1))
+            if self.extended:
+                whole = self.whole[level](MeanPool(4)(seen)).flatten(1)
+                logits.append(whole.expand_as(logits[-1]))
+        if self.extended:
             logits.append(self.palette(channels_last(images)).flatten(1))
         return torch.cat(logits, 1)

@@ -7,15 +7,15 @@
     python train_fastgan.py --resume latest --iters 100000      # the next phase, exactly continued
     python train_fastgan.py --demo                              # drawn scenes, minutes on a CPU
 
-A generator is trained against one of two discriminators. The published one learns to see from
+A generator is trained against one of three discriminators. The published one learns to see from
 nothing; it has to reconstruct the photos from what it sees, so that it looks at all of them. The
 projected one (Sauer et al. 2021, arXiv 2111.01007) judges what a frozen network sees that knows
-ImageNet's photos already, and rooms come in a tenth of the steps.
+ImageNet's photos already, and rooms come in a tenth of the steps. The extended one is the same
+with more to see: pixels, colours, and the whole image at once.
 
 Checkpoints, samples and the log go to runs/fastgan-<data>-<time>/.
 """
 
-import argparse
 import copy
 import functools
 
@@ -28,17 +28,17 @@ from common.run import Run, launch, load_sets, start
 from common.weights import WeightsError, critic_levels
 from nets import FastGANDiscriminator, FastGANGenerator, ProjectedDiscriminator, quadrant
 
-# What the two papers set, by discriminator: Adam's betas, DiffAugment; and the log's columns.
-BETAS = {"published": (0.5, 0.999), "projected": (0.0, 0.99)}
-AUGMENT = {"published": ["color", "translation"], "projected": ["color", "translation", "cutout"]}
+# By discriminator: Adam's betas and DiffAugment, as the two papers set them; the log's columns.
+BETAS = {"published": (0.5, 0.999), "projected": (0.0, 0.99), "extended": (0.0, 0.99)}
+AUGMENT = {"published": ["color", "translation"], "projected": ["color", "translation", "cutout"],
+           "extended": ["translation", "cutout"]}  # that palettes matter is what it shall learn
 LOSSES = {"published": ["d_hinge", "d_reconstruction", "g_loss"],
-          "projected": ["d_hinge", "g_loss"]}
+          "projected": ["d_hinge", "g_loss"], "extended": ["d_hinge", "g_loss"]}
 LOGITS = ["d_train", "d_validation", "d_fake"]
-SMALL = {"discriminator": "projected", "palette": True, "variety": 3.0,
-         "augment": "translation,cutout", "size": 256, "features": 32, "batch_size": 8, "lr": 4e-4,
-         "iters": 10000, "ckpt_every": 500, "sample_every": 100, "log_every": 50}
+SMALL = {"discriminator": "extended", "variety": 3.0, "size": 256, "features": 32, "batch_size": 8,
+         "lr": 4e-4, "iters": 10000, "ckpt_every": 500, "sample_every": 100, "log_every": 50}
 DEMO = {**SMALL, "data": "data/demo", "size": 128, "iters": 500, "ckpt_every": 250,
-        "log_every": 25, "variety": 0.0}  # 3 brings less order within 500 steps
+        "log_every": 25}
 
 
 # The published discriminator -----------------------------------------------------------------
@@ -127,11 +127,9 @@ def reconstructions(discriminator, images, device):
 
 def published(args, numerics):
     """The discriminator; its step; its logits of (image, image at 128)."""
-    if args.palette or args.variety:
-        cli.fail("--palette and --variety, which --small and --demo set, are for --discriminator "
-                 "projected: add --no-palette --variety 0")
-    if args.size == 128:
-        cli.fail("--size 128 is for --discriminator projected")
+    if args.variety:
+        cli.fail("--variety, which --small sets, is not for --discriminator published: "
+                 "add --variety 0")
     discriminator = FastGANDiscriminator(args.size, args.features).to(numerics.device)
     distance = reconstruction_loss(args.reconstruction, numerics)
     return (discriminator, functools.partial(published_step, distance=distance),
@@ -204,7 +202,8 @@ def projected(args, numerics):
     """The same three; the generator's small image is not used."""
     if args.variety and args.batch_size == 1:
         cli.fail("--variety compares the images of a batch: --batch-size 2 or more, or --variety 0")
-    discriminator = ProjectedDiscriminator(args.features, args.palette).to(numerics.device)
+    extended = args.discriminator == "extended"
+    discriminator = ProjectedDiscriminator(args.features, extended).to(numerics.device)
     try:
         levels = critic_levels(device=numerics.device).to(memory_format=numerics.layout)
     except WeightsError as error:
@@ -245,11 +244,8 @@ def fresh(args, checkpoint):
     """The networks that begin anew: a discriminator where the checkpoint's is of another kind."""
     if checkpoint is None:
         return []
-    path, saved = checkpoint["path"], checkpoint["args"]
-    old, new = (of.get("discriminator", "published") + " --palette" * of.get("palette", False)
-                for of in (saved, vars(args)))
-    if "--palette" in old and "pixels.weight_orig" not in checkpoint["networks"]["discriminator"]:
-        old = "former " + old  # it saw colours only
+    path, new = checkpoint["path"], args.discriminator
+    old = checkpoint["args"].get("discriminator", "published")
     if old == new:
         return []
     if args.resume and not checkpoint["published"]:
@@ -276,7 +272,7 @@ def main(args, initial):
     new, device = fresh(args, initial), numerics.device
     if args.augment is None:
         args.augment = AUGMENT[args.discriminator]
-    build = {"published": published, "projected": projected}[args.discriminator]
+    build = published if args.discriminator == "published" else projected
     try:
         generator = FastGANGenerator(**config).to(device)
         discriminator, train_step, logits = build(args, numerics)
@@ -298,10 +294,10 @@ def main(args, initial):
     average = averaged_parameters(generator, checkpoint)
     fixed = sampling.latents(args.seed, range(16), args.z_dim).to(device)
 
-    if args.discriminator == "projected":
-        generator.to_128.requires_grad_(False)  # the small image is not used: no gradients
     # The published decoders have no part in D's pass over fakes, which shares the gradients.
     decoders = args.discriminator == "published"
+    if not decoders:
+        generator.to_128.requires_grad_(False)  # the small image is not used: no gradients
     shared = {"generator": devices.parallel(generator),
               "discriminator": devices.parallel(discriminator, find_unused_parameters=decoders)}
 
@@ -341,13 +337,11 @@ if __name__ == "__main__":
                        help="length of a latent")
     group.add_argument("--discriminator", choices=LOSSES, default="published",
                        help="published learns to see from nothing, projected sees through "
-                            "EfficientNet: rooms in a tenth of the steps")
-    group.add_argument("--palette", action=argparse.BooleanOptionalAction, default=False,
-                       help="the projected discriminator without batch norm and with paths that "
-                            "see pixels and colours: not of its paper")
+                            "EfficientNet: rooms in a tenth of the steps; extended sees pixels, "
+                            "colours and the whole image, too, without batch norm")
     group.add_argument("--variety", type=cli.weight, default=0.0, metavar="WEIGHT",
-                       help="with the projected discriminator: weight of the batch's energy "
-                            "distance in the generator's loss; more varied rooms, not of its paper")
+                       help="with the other two: weight of the batch's energy distance in the "
+                            "generator's loss; more varied rooms, not of a paper")
     group.add_argument("--reconstruction", choices=["lpips", "l1"], default="lpips",
                        help="the published decoders' loss; l1 needs no pretrained weights")
     group.add_argument("--augment", type=cli.augmentation, metavar="LIST",
@@ -356,5 +350,5 @@ if __name__ == "__main__":
     group.add_argument("--init", metavar="CKPT", help="begin a new run with the networks of a "
                        "checkpoint, and their sizes, whatever its photos were")
     group.add_argument("--small", action="store_true",
-                       help="settings for a CPU or laptop: projected, 256×256, narrow networks")
+                       help="settings for a CPU or laptop: extended, 256×256, narrow networks")
     launch(main, parser, "fastgan", demo=DEMO, small=SMALL)

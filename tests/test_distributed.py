@@ -71,7 +71,8 @@ def gradients(model, n, part, share):
 def check_gradients():
     """Fails unless two processes, each with its half of a batch, have the gradients of one."""
     n, rank = 3, int(os.environ["RANK"])
-    close = {"projected": 5e-3}  # what rounds otherwise has 50 layers more to grow in
+    # What rounds otherwise has 50 layers more to grow in, and the noise weights' gradients cancel.
+    close = {"projected": 2e-2}
     single = {model: gradients(model, n, slice(None), 0.5) for model in tiny.SIZES}
     devices.join(torch.device("cpu"))
     for model, expected in single.items():

@@ -130,8 +130,11 @@ def test_the_size_that_is_not_published():
     image, image_128 = generator.eval()(z)
     torch.testing.assert_close(image_128, larger.eval()(z)[1])
     assert image.shape == (2, 3, 128, 128) and not torch.equal(image, image_128)
-    discriminator = nets.ProjectedDiscriminator(4, palette=True)
-    assert discriminator(weights.critic_levels()(image), image).shape == (2, 4 * 4 * 4 + 5 * 5)
+    discriminator = nets.ProjectedDiscriminator(4, extended=True)
+    assert discriminator(weights.critic_levels()(image), image).shape == (2, 8 * 4 * 4 + 5 * 5)
+    # Enlarged to 224, its last map has 7×7 places.
+    pooled = nets.MeanPool(4)(torch.arange(7.0).expand(1, 1, 7, 7))
+    torch.testing.assert_close(pooled, torch.tensor([0.5, 2.5, 4.5, 6]).expand(1, 1, 4, 4))
     with pytest.raises(ValueError, match="of 256, 512 or 1024 pixels, not 128"):
         nets.FastGANDiscriminator(128)
 
@@ -349,14 +352,19 @@ def test_the_critics_levels_are_timms_maps(size):
         assert (ours - other).abs().max() < 1e-4 * other.abs().max()
 
 
-def judged(x, state, blocks, last):
-    """A small discriminator: halved by each block (a prefix of names), then places are judged."""
+def judged(x, state, blocks, last, whole=""):
+    """A small discriminator: halved by each block (a prefix of names), then places are judged, and
+    as often the whole."""
     for block in blocks:
         x = F.conv2d(x, normalised(state[f"{block}.main.0.weight_orig"]), None, 2, 1)
         scale, shift = (state.get(f"{block}.main.1.{name}") for name in ("weight", "bias"))
         x = x + shift if scale is None else F.batch_norm(x, None, None, scale, shift, True)
         x = F.leaky_relu(x, 0.2)
-    return F.conv2d(x, normalised(state[f"{last}.weight_orig"])).flatten(1)
+    places = F.conv2d(x, normalised(state[f"{last}.weight_orig"])).flatten(1)
+    if f"{whole}.weight_orig" not in state:
+        return places
+    x = F.adaptive_avg_pool2d(x, 4) * normalised(state[f"{whole}.weight_orig"])
+    return torch.cat([places, *[x.sum((1, 2, 3))[:, None]] * places.shape[1]], 1)
 
 
 def normalised(weight):
@@ -377,7 +385,7 @@ def projected_logits(state, maps, images):
             x = x + F.conv2d(images, normalised(state["pixels.weight_orig"]), None, 2, 1)
         given.append(x)
         blocks = [f"small.{k}.{i}" for i in range(4 - k)]
-        logits.append(judged(x, state, blocks, f"small.{k}.{4 - k}"))
+        logits.append(judged(x, state, blocks, f"places.{k}", f"whole.{k}"))
     if "palette.1.0.weight_orig" in state:
         x = F.conv2d(F.avg_pool2d(images, 2), normalised(state["palette.1.0.weight_orig"]), None,
                      2, 1)
@@ -386,12 +394,12 @@ def projected_logits(state, maps, images):
     return torch.cat(logits, 1), given
 
 
-@pytest.mark.parametrize("palette", [False, True])
-def test_the_projected_discriminator_is_the_published_one(palette):
+@pytest.mark.parametrize("extended", [False, True])
+def test_the_projected_discriminator_is_the_published_one(extended):
     """Its logits and gradients, in double precision, with true singular values; and what the
     option adds."""
     torch.manual_seed(0)
-    c, net, given = 3, nets.ProjectedDiscriminator(3, palette), []
+    c, net, given = 3, nets.ProjectedDiscriminator(3, extended), []
     for layer in net.modules():
         if isinstance(layer, nets.SpectralConv2d):
             for vector, value in zip((layer.weight_u, layer.weight_v), leading_singular_vectors(
@@ -407,13 +415,13 @@ def test_the_projected_discriminator_is_the_published_one(palette):
             zip((24, 40, 112, 320, 3), (64, 32, 16, 8, 256), strict=True)]
     *maps, images = seen
     ours, (theirs, expected) = net(maps, images), projected_logits(state, maps, images)
-    assert ours.shape == (2, 125 if palette else 100)
+    assert ours.shape == (2, 225 if extended else 100)
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
     assert [tuple(x.shape[1:]) for x in given[::-1]] == [
         (c, 128, 128), (c, 64, 64), (2 * c, 32, 32), (4 * c, 16, 16)]
     for one, other in zip(given, expected, strict=True):
         torch.testing.assert_close(one, other)
-    for one, other in zip(*(torch.autograd.grad(logits.square().sum(), seen[: 4 + palette])
+    for one, other in zip(*(torch.autograd.grad(logits.square().sum(), seen[: 4 + extended])
                             for logits in (ours, theirs)), strict=True):
         assert (one - other).norm() < 1e-6 * other.norm()
 
@@ -427,10 +435,10 @@ def test_what_a_projected_discriminator_learns_and_keeps():
     learned = {name for name, _ in net.named_parameters()}
     assert random < set(net.state_dict()) and not random & learned
     assert {name.split(".")[0] for name in net.state_dict()} == {
-        "mix_channels", "mix_scales", "small"}
-    varied = nets.ProjectedDiscriminator(palette=True)
-    assert {name.split(".")[0] for name, _ in varied.named_parameters()} == {
-        "pixels", "palette", "small"}
+        "mix_channels", "mix_scales", "small", "places"}
+    extended = nets.ProjectedDiscriminator(extended=True)
+    assert {name.split(".")[0] for name, _ in extended.named_parameters()} == {
+        "small", "places", "whole", "pixels", "palette"}
     widths = [[64, 64, 128, 256, 512], [64, 128, 256, 512], [128, 256, 512], [256, 512]]
     assert parameters(net) == sum(
         512 * 16 + sum(16 * i * o + 2 * o for i, o in itertools.pairwise(part)) for part in widths)

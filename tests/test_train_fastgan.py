@@ -1,6 +1,5 @@
 """train_fastgan.py, run as its user runs it, and its step beside the published algorithm."""
 
-import argparse
 import json
 import runpy
 import sys
@@ -391,17 +390,3 @@ def test_a_published_generator_goes_on_with_the_projected_discriminator(script, 
         average, present = before["sampler"][key], before["networks"]["generator"][key]
         torch.testing.assert_close(saved["sampler"][key], average + weight * (present - average))
     assert saved["args"]["augment"] == ["color", "translation", "cutout"]
-
-
-def test_a_palette_discriminator_of_before_it_saw_pixels_begins_anew(capsys):
-    checkpoint = {"path": "old.pth", "args": {"discriminator": "projected", "palette": True},
-                  "networks": {"discriminator": {}}, "published": False}
-    args = argparse.Namespace(discriminator="projected", palette=True, resume=None)
-    assert train_fastgan.fresh(args, checkpoint) == ["discriminator"]
-    assert "former projected --palette discriminator: the projected" in capsys.readouterr().err
-    args.resume = "old.pth"
-    with pytest.raises(SystemExit):
-        train_fastgan.fresh(args, checkpoint)
-    assert "former projected --palette in old.pth" in capsys.readouterr().err
-    checkpoint["networks"]["discriminator"]["pixels.weight_orig"] = None
-    assert train_fastgan.fresh(args, checkpoint) == []
