@@ -58,7 +58,7 @@ def test_a_cuda_graph_goes_on_as_the_step_itself(model, deterministic, monkeypat
 @pytest.mark.parametrize("model", tiny.SIZES)
 def test_deterministic_runs_have_the_same_bits_resumed_ones_too(model, bedrooms, tmp_path):
     """Ten steps, and five and five: from the fourth of each on a CUDA graph; bf16."""
-    arguments = [tiny.SCRIPTS[model], *tiny.ARGUMENTS[model], "--data", bedrooms, "--device",
+    arguments = [tiny.SCRIPTS[model], *tiny.SMALL[model], "--data", bedrooms, "--device",
                  "cuda", "--deterministic", "--batch-size", 2]
     run(*arguments, tiny.STEPS[model], 10, "--name", "whole", cwd=tmp_path)
     run(*arguments, tiny.STEPS[model], 5, "--name", "parts", cwd=tmp_path)
@@ -70,11 +70,11 @@ def test_deterministic_runs_have_the_same_bits_resumed_ones_too(model, bedrooms,
         assert digest(whole[key]) == digest(parts[key]), key
 
 
-@pytest.mark.parametrize("kind", ["published", "projected"])
+@pytest.mark.parametrize("kind", [["published"], ["projected"], ["extended", "--variety", 3]])
 @pytest.mark.parametrize("flag", ["--graph", "--no-graph"])
 def test_fastgan_goes_on_and_logs(kind, flag, bedrooms, tmp_path):
     """Steps, and between them D's logits, samples and checkpoints of what the steps change."""
-    run("train_fastgan.py", *tiny.FASTGAN, "--discriminator", kind, "--reconstruction", "l1",
+    run("train_fastgan.py", *tiny.FASTGAN, "--discriminator", *kind, "--reconstruction", "l1",
         "--data", bedrooms, flag, "--batch-size", 2, "--iters", 6, "--log-every", 3,
         "--sample-every", 3, "--name", "one", cwd=tmp_path)
     said = run("train_fastgan.py", "--resume", "latest", "--iters", 12, cwd=tmp_path)
