@@ -285,8 +285,8 @@ class GLU(nn.Module):
 
 
 class MeanPool(nn.Module):
-    """nn.AdaptiveAvgPool2d, deterministic on GPUs too. Where `size` does not divide a side, the
-    last means are of fewer places (7 to 4: of 2, 2, 2 and 1)."""
+    """nn.AdaptiveAvgPool2d for sides that `size` divides, deterministic on GPUs too; and for 7 to
+    4: means of 2, 2, 2 and 1 places."""
 
     def __init__(self, size):
         super().__init__()
@@ -696,7 +696,7 @@ class RandomConv1x1(nn.Module):
 
 
 class ProjectedDiscriminator(nn.Module):
-    """Maps of `Levels`, and the images (n, 3, h, w) -> logits: 5×5 for each map at 256 pixels.
+    """Maps of `Levels`, and the images (n, 3, h, w) -> logits, at 256 pixels 5×5 for each map.
 
     Random convolutions mix the maps' channels and, from the coarsest to the finest, their scales;
     on each of the four that come out (1/2 to 1/16 of a side) a small discriminator judges places.
@@ -704,9 +704,9 @@ class ProjectedDiscriminator(nn.Module):
 
     extended: not of the paper. Batch norm takes away what all samples have in common, such as one
     palette; the frozen network hardly looks at colours and single pixels; no place knows where it
-    is and what lies elsewhere. So there is no batch norm; the finest mixed map gets a learned
+    is or what lies elsewhere. So there is no batch norm; the finest mixed map gets a learned
     convolution of the images added; 25 logits more are the published small path's on the images,
-    shrunk to 128×128; and each small discriminator has one of the whole image, of its last map
+    shrunk to 128×128; and each small discriminator has a logit of the whole image, of its last map
     shrunk to 4×4, repeated to count as much as all its places.
     """
 

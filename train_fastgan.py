@@ -28,10 +28,10 @@ from common.run import Run, launch, load_sets, start
 from common.weights import WeightsError, critic_levels
 from nets import FastGANDiscriminator, FastGANGenerator, ProjectedDiscriminator, quadrant
 
-# By discriminator: Adam's betas and DiffAugment, as the two papers set them; the log's columns.
+# By discriminator: Adam's betas and DiffAugment, of the first two as published; the log's columns.
 BETAS = {"published": (0.5, 0.999), "projected": (0.0, 0.99), "extended": (0.0, 0.99)}
 AUGMENT = {"published": ["color", "translation"], "projected": ["color", "translation", "cutout"],
-           "extended": ["translation", "cutout"]}  # that palettes matter is what it shall learn
+           "extended": ["translation", "cutout"]}  # it shall learn palettes
 LOSSES = {"published": ["d_hinge", "d_reconstruction", "g_loss"],
           "projected": ["d_hinge", "g_loss"], "extended": ["d_hinge", "g_loss"]}
 LOGITS = ["d_train", "d_validation", "d_fake"]
@@ -128,7 +128,7 @@ def reconstructions(discriminator, images, device):
 def published(args, numerics):
     """The discriminator; its step; its logits of (image, image at 128)."""
     if args.variety:
-        cli.fail("--variety, which --small sets, is not for --discriminator published: "
+        cli.fail("--variety, which --small and --demo set, is not for --discriminator published: "
                  "add --variety 0")
     discriminator = FastGANDiscriminator(args.size, args.features).to(numerics.device)
     distance = reconstruction_loss(args.reconstruction, numerics)
@@ -212,7 +212,7 @@ def projected(args, numerics):
             lambda image, image_128: discriminator(levels(image), image))
 
 
-# Both ----------------------------------------------------------------------------------------
+# All three -----------------------------------------------------------------------------------
 
 
 @torch.no_grad()
@@ -340,13 +340,13 @@ if __name__ == "__main__":
                             "EfficientNet: rooms in a tenth of the steps; extended sees pixels, "
                             "colours and the whole image, too, without batch norm")
     group.add_argument("--variety", type=cli.weight, default=0.0, metavar="WEIGHT",
-                       help="with the other two: weight of the batch's energy distance in the "
-                            "generator's loss; more varied rooms, not of a paper")
+                       help="with projected or extended: weight of the batch's energy distance in "
+                            "the generator's loss (more varied rooms; of neither paper)")
     group.add_argument("--reconstruction", choices=["lpips", "l1"], default="lpips",
                        help="the published decoders' loss; l1 needs no pretrained weights")
     group.add_argument("--augment", type=cli.augmentation, metavar="LIST",
-                       help="DiffAugment: color, translation, cutout, or none (default: the "
-                            "discriminator's paper's)")
+                       help="DiffAugment: color, translation, cutout, or none (default: by "
+                            "discriminator)")
     group.add_argument("--init", metavar="CKPT", help="begin a new run with the networks of a "
                        "checkpoint, and their sizes, whatever its photos were")
     group.add_argument("--small", action="store_true",

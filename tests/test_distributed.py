@@ -124,6 +124,9 @@ def test_one_process_writes_and_each_draws_its_own(whole_runs, model):
     (row,) = csv.DictReader((whole_runs / model / "log.csv").open())
     assert row["step"] == "3"
     saved = checkpoints.read(whole_runs / model / "ckpt_000004.pth")
+    if model == "projected":
+        assert saved["args"]["augment"] == ["translation", "cutout"]
+        assert saved["optimizers"]["discriminator"]["param_groups"][0]["betas"] == (0, 0.99)
     (other,) = saved["others"]
     assert len(saved["losses"]) == len(other["losses"]) > 0
     assert not torch.equal(saved["losses"], other["losses"])

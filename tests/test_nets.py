@@ -119,7 +119,7 @@ def test_the_size_that_has_no_fixture():
 
 @torch.no_grad()
 def test_the_size_that_is_not_published():
-    """128: what the generator of 256 has but its last step, for the projected discriminator."""
+    """128: what the generator of 256 has but its last step, for the other two discriminators."""
     generator, larger = nets.FastGANGenerator(128, 32, 8), nets.FastGANGenerator(256, 32, 8)
     names = [name for name in larger.state_dict() if "_256" not in name]
     assert list(generator.state_dict()) == names
@@ -396,8 +396,8 @@ def projected_logits(state, maps, images):
 
 @pytest.mark.parametrize("extended", [False, True])
 def test_the_projected_discriminator_is_the_published_one(extended):
-    """Its logits and gradients, in double precision, with true singular values; and what the
-    option adds."""
+    """Its logits and gradients, in double precision, with true singular values; and what
+    `extended` adds."""
     torch.manual_seed(0)
     c, net, given = 3, nets.ProjectedDiscriminator(3, extended), []
     for layer in net.modules():

@@ -57,12 +57,6 @@ def test_run_folder(whole_run):
     assert record["arguments"]["features"] == 4 and record["versions"]["torch"]
 
 
-def settings(preset):
-    """What a flag's presets become: those that are lists are written as they are typed."""
-    return {name: value.split(",") if name == "augment" else value
-            for name, value in preset.items()}
-
-
 def test_demo(script, tmp_path):
     """Of its 256 scenes four are drawn here; with narrower networks and in smaller batches."""
     (tmp_path / "demo.py").write_text(
@@ -78,7 +72,7 @@ def test_demo(script, tmp_path):
     assert run.name.startswith("fastgan-demo-20")
     saved = checkpoints.read(run / "ckpt_000002.pth")
     assert saved["config"]["features"] == 4  # as given; the rest is the demo's
-    expected = {**settings(train_fastgan.DEMO), "features": 4, "iters": 2, "batch_size": 2}
+    expected = {**train_fastgan.DEMO, "features": 4, "iters": 2, "batch_size": 2}
     assert saved["args"] == {**saved["args"], **expected}
 
 
@@ -275,12 +269,12 @@ def parsed(monkeypatch):
 
 
 def test_small_sets_what_is_not_typed(parsed, projected_run):
-    small, plain = settings(train_fastgan.SMALL), parsed()
+    small, plain = train_fastgan.SMALL, parsed()
     assert small.keys() < plain.keys() and small != {name: plain[name] for name in small}
     assert parsed("--small") == {**plain, **small, "small": True}
     typed = parsed("--features", 9, "--small", "--discriminator", "published")
     assert typed == {**plain, **small, "small": True, "features": 9, "discriminator": "published"}
-    assert parsed("--demo") == {**plain, **settings(train_fastgan.DEMO), "demo": True}
+    assert parsed("--demo") == {**plain, **train_fastgan.DEMO, "demo": True}
     resumed = parsed("--resume", projected_run, "--small")
     assert (resumed["batch_size"], resumed["features"]) == (2, 2)
 
@@ -298,7 +292,7 @@ def unmoved(one, other):
 INIT = ["--iters", 1, "--lr", 1e-30, "--batch-size", 2, "--precision", "fp32"]
 
 
-@pytest.mark.parametrize("kind", ["projected", "published"])
+@pytest.mark.parametrize("kind", ["projected", "published", "extended"])
 def test_a_run_begins_with_the_networks_of_a_checkpoint(script, projected_run, bedrooms, tmp_path,
                                                         kind):
     """Its sizes, too, with new optimisers at step 0, and its discriminator if it is of the kind."""
@@ -312,7 +306,7 @@ def test_a_run_begins_with_the_networks_of_a_checkpoint(script, projected_run, b
     torch.manual_seed(5)
     new = {"generator": nets.FastGANGenerator(256, 8, 2),
            "discriminator": nets.FastGANDiscriminator(256, 2) if kind == "published" else
-           nets.ProjectedDiscriminator(2)}
+           nets.ProjectedDiscriminator(2, kind == "extended")}
     for name, network in new.items():
         theirs = network.state_dict()
         if name == "generator" or kind == "projected":
@@ -324,8 +318,8 @@ def test_a_run_begins_with_the_networks_of_a_checkpoint(script, projected_run, b
             assert name != "generator" or unmoved(saved["sampler"][key], theirs[key]), key
         assert {int(state["step"]) for state in saved["optimizers"][name]["state"].values()} == {1}
     warnings = unwarned(done)
-    assert len(warnings) == (kind == "published")
-    assert all(f"{path} was trained with the projected discriminator: the published one begins anew"
+    assert len(warnings) == (kind != "projected")
+    assert all(f"{path} was trained with the projected discriminator: the {kind} one begins anew"
                in line for line in warnings)
 
 

@@ -1,6 +1,6 @@
 """Every model, small unless told otherwise: its script's arguments, networks, a step of them.
 
-"projected" is FastGAN with the other discriminator.
+"projected" is FastGAN with the projected discriminator, in SMALL with the extended one.
 """
 
 import functools
