@@ -74,7 +74,7 @@ def processes():
 
 def join(device):
     """Waits for the other processes where torchrun started several."""
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not distributed.is_initialized():
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         # What is on the CPU (flags, random states) goes through gloo and waits for no GPU. An hour:
         # one process may write grids and checkpoints while the others wait.
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"

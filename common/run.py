@@ -457,7 +457,7 @@ class Run:
                      "stopped; the checkpoints written before are good")
 
     def save_grid(self, images, kind="samples", columns=8):
-        """<kind>_<step>.png, and losses.png anew; says so where all samples are one image."""
+        """<kind>_<step>.png; with samples losses.png anew, and a line where all are one image."""
         if devices.rank() == 0:
             pixels = sampling.to_uint8(images).cpu()
             spread = pixels.amax(0).int() - pixels.amin(0).int()
@@ -468,8 +468,9 @@ class Run:
                        f"{self.args.seed}, step {self.step}")
             path = self.folder / f"{kind}_{self.step:06d}.png"
             photos.save_grid(pixels, path, columns, caption)
-            plot_losses(self.folder, self.apart)
-            gc.collect()  # a figure is a knot of cycles, a megabyte that may lie there for long
+            if kind == "samples":
+                plot_losses(self.folder, self.apart)
+                gc.collect()  # a figure is a knot of cycles, a megabyte that may lie there long
 
     def save(self, sampler):
         """ckpt_<step>.pth; sampler: the generator to sample from, in evaluation mode."""

@@ -40,14 +40,16 @@ class Launcher:
         print(json.dumps(request), file=self.requests, flush=True)
         return json.loads(self.answers.readline())
 
-    def __call__(self, script, *arguments, cwd=ROOT, limits=(), powerless=False, stop_at=None):
+    def __call__(self, script, *arguments, cwd=ROOT, limits=(), powerless=False, stop_at=None,
+                 env=()):
         """limits: {a resource.RLIMIT_...: bytes}. powerless: even root keeps to file permissions.
         stop_at: just before the run asks for signals for the n-th time one comes: SIGTERM if n is
-        odd, else SIGINT.
+        odd, else SIGINT. env: more environment variables, {name: text}.
         """
         out = Path(self.folder.name, str(len(self.started)))
         pid = self.ask(argv=[str(ROOT / script), *map(str, arguments)], cwd=str(cwd), out=str(out),
-                       limits=list(dict(limits).items()), powerless=powerless, stop_at=stop_at)
+                       limits=list(dict(limits).items()), powerless=powerless, stop_at=stop_at,
+                       env=dict(env))
         self.started.append(Process(self, pid, out))
         return self.started[-1]
 
@@ -108,6 +110,7 @@ def run(request):
             os.dup2(file, number)
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         os.chdir(request["cwd"])
+        os.environ.update(request["env"])
         sys.argv = request["argv"]
         if request["powerless"]:
             drop_power()

@@ -1,13 +1,10 @@
 """Two processes train as one: gradients, runs, resume, signals, and what ends when one is killed.
 
-Started by torchrun, this file is what each process runs: the check of gradients where it is asked
-for, then training scripts one after the other, which spares importing torch for each.
+Run as a program, by two processes, this file checks the gradients.
 """
 
 import csv
-import json
 import os
-import runpy
 import shutil
 import signal
 import socket
@@ -35,7 +32,7 @@ def gradients(model, n, part, share):
     """Those of one step on photos[part], networks in evaluation mode, where an image depends on no
     other in its batch; random draws are made for all 2 n images, of which this process takes its
     part."""
-    networks, found = tiny.networks(model), []
+    networks, found = tiny.networks(model, extended=True), []
     numerics = devices.Numerics(torch.device("cpu"), "fp32")
     if model in ("fastgan", "projected"):  # spectral and batch norms find their statistics
         with torch.no_grad():
@@ -82,12 +79,6 @@ def check_gradients():
             assert (one - other).abs().max() <= close.get(model, 1e-4) * other.abs().max(), model
 
 
-def run_scripts(commands):
-    for command in commands:
-        sys.argv = command
-        runpy.run_path(command[0], run_name="__main__")
-
-
 # The tests -----------------------------------------------------------------------------------
 
 
@@ -95,23 +86,38 @@ def command(model, *arguments):
     return [*map(str, (ROOT / tiny.SCRIPTS[model], *arguments))]
 
 
-def launch(tasks):
-    done = subprocess.run([*TORCHRUN, __file__, json.dumps(tasks)], capture_output=True, text=True,
-                          env={**os.environ, "PYTHONPATH": str(ROOT)}, timeout=300)
-    assert done.returncode == 0, done.stderr
-    return done
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture(scope="session")
+def pair(launch):
+    """pair("train_gan.py", ...) -> what two processes said that find each other as torchrun's do,
+    in forks, which spare three imports of torch."""
+    def run(*command):
+        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
+        both = [launch(*command, env={**address, "RANK": rank, "LOCAL_RANK": rank})
+                for rank in "01"]
+        return "".join(process.finish().stdout for process in both)
+
+    return run
+
+
+def test_gradients_are_those_of_one_process_on_the_joined_batch(pair):
+    pair(__file__)
 
 
 @pytest.fixture(scope="module")
-def whole_runs(bedrooms, tmp_path_factory):
-    """Four steps of each script by two processes, after the check of the gradients."""
+def whole_runs(pair, bedrooms, tmp_path_factory):
+    """Four steps of each script by two processes."""
     out = tmp_path_factory.mktemp("runs")
-    done = launch(["gradients", *(
-        command(model, *COMMON, *tiny.SMALL[model], steps, 4, "--data", bedrooms, "--out", out,
-                "--name", model, "--ckpt-every", 2, "--sample-every", 4, "--log-every", 3)
-        for model, steps in tiny.STEPS.items())])
-    assert (done.stdout.count("run folder") == len(tiny.SIZES)
-            == done.stdout.count("step 4:"))  # said once
+    for model, steps in tiny.STEPS.items():
+        said = pair(*command(model, *COMMON, *tiny.SMALL[model], steps, 4, "--data", bedrooms,
+                             "--out", out, "--name", model, "--ckpt-every", 2, "--sample-every", 4,
+                             "--log-every", 3))
+        assert said.count("run folder") == 1 == said.count("step 4:")
     return out
 
 
@@ -133,8 +139,7 @@ def test_one_process_writes_and_each_draws_its_own(whole_runs, model):
     assert not torch.equal(saved["random"]["cpu"], other["random"]["cpu"])
 
 
-def test_resume_with_as_many_is_exact_and_with_fewer_or_more_works(script, whole_runs):
-    again, more = [], []
+def test_resume_with_as_many_is_exact_and_with_fewer_or_more_works(pair, script, whole_runs):
     # DCGAN keeps what the GAN keeps, the projected discriminator what the published one does.
     resumed = {model: tiny.STEPS[model] for model in ("gan", "vae", "fastgan")}
     for model, steps in resumed.items():
@@ -144,10 +149,8 @@ def test_resume_with_as_many_is_exact_and_with_fewer_or_more_works(script, whole
             (part / "ckpt_000004.pth").unlink()
             (part / "samples_000004.png").unlink()
         script(tiny.SCRIPTS[model], "--resume", alone)
-        again.append(command(model, "--resume", two))
-        more.append(command(model, "--resume", alone, steps, 5))
-    launch([*again, *more])
-    for model in resumed:
+        pair(tiny.SCRIPTS[model], "--resume", two)
+        pair(tiny.SCRIPTS[model], "--resume", alone, steps, 5)
         saved = checkpoints.read(whole_runs / f"{model} of 1" / "ckpt_000005.pth")
         assert len(saved["others"]) == 1, model  # of the second process
         first, alone, second = (checkpoints.read(whole_runs / name / "ckpt_000004.pth")
@@ -163,9 +166,7 @@ def test_resume_with_as_many_is_exact_and_with_fewer_or_more_works(script, whole
 
 def test_two_nodes_are_two_processes(whole_runs, bedrooms, tmp_path):
     """Two launchers with an address between them; bit for bit what one launcher's processes do."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     gan = command("gan", *COMMON, *tiny.ARGUMENTS["gan"], "--epochs", 4, "--data", bedrooms,
                   "--out", tmp_path, "--name", "gan")
     nodes = [subprocess.Popen(
@@ -224,9 +225,4 @@ def test_a_signal_to_one_process_stops_both(bedrooms, tmp_path, number):
 
 
 if __name__ == "__main__":
-    tasks = json.loads(sys.argv[1])
-    torch.distributed.destroy_process_group = lambda: None  # the next script goes on with it
-    if tasks[0] == "gradients":
-        check_gradients()
-        del tasks[0]
-    run_scripts(tasks)
+    check_gradients()

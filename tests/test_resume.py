@@ -134,7 +134,7 @@ def test_stopped_within_epochs(case):
     assert_same(case.folder / "runs" / "whole", run, case.total)
 
 
-@pytest.mark.parametrize("model", ["dcgan", "vae", "projected"])
+@pytest.mark.parametrize("model", ["dcgan", "projected"])
 def test_stopped_in_bf16(launch, bedrooms, tmp_path, model):
     """Where Adam's state has another layout."""
     case = whole(launch, bedrooms, model, "bf16", tmp_path)
@@ -153,7 +153,7 @@ def test_gone_on_with_one_loss_less(launch, bedrooms, tmp_path):
 
 
 @pytest.mark.parametrize(("model", "kills", "steps"), [
-    ("dcgan", 30, 240), ("gan", 6, 48), ("vae", 3, 24),
+    ("dcgan", 15, 120), ("gan", 6, 48), ("vae", 3, 24),
     pytest.param("dcgan", 200, 1600, marks=pytest.mark.long)])
 def test_killed_at_any_moment(launch, bedrooms, tmp_path, model, kills, steps):
     """At most the steps since the last checkpoint are lost, and the end is the same. One in four
@@ -196,7 +196,7 @@ def test_killed_at_any_moment(launch, bedrooms, tmp_path, model, kills, steps):
             reached = newest(run)
         if (run / "log.csv").exists():
             assert int(rows(run)[-1]["step"] or 0) <= reached + 5, "more than five steps lost"
-    assert killed >= kills and (within or kills < 30)
+    assert killed >= kills and (within or kills < 15)
     assert not list(run.glob(".*")) and not list((photos / ".cache").glob(".*"))
     assert [int(row["step"]) for row in rows(run)] == list(range(1, steps + 1))
     case.finish(case.new("whole"))

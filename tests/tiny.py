@@ -31,7 +31,7 @@ SCRIPTS = {model: f"train_{'fastgan' if model == 'projected' else model}.py" for
 critic_levels = functools.cache(weights.critic_levels)
 
 
-def networks(model, size=None, z_dim=16, features=4, seed=0):
+def networks(model, size=None, z_dim=16, features=4, seed=0, extended=False):
     torch.manual_seed(seed)
     size = size or SIZES[model]
     if model == "vae":
@@ -41,7 +41,8 @@ def networks(model, size=None, z_dim=16, features=4, seed=0):
         "gan": (nets.GANGenerator, nets.GANDiscriminator),
         "dcgan": (nets.DCGANGenerator, nets.DCGANDiscriminator),
         "fastgan": (nets.FastGANGenerator, nets.FastGANDiscriminator),
-        "projected": (nets.FastGANGenerator, lambda _, f: nets.ProjectedDiscriminator(f))}[model]
+        "projected": (nets.FastGANGenerator,
+                      lambda _, width: nets.ProjectedDiscriminator(width, extended))}[model]
     return {"generator": generator(size, z_dim, *width),
             "discriminator": discriminator(size, *width)}
 
