@@ -445,7 +445,7 @@ class FastGANGenerator(nn.Module):
 
 
 class DownBlock(nn.Module):
-    """Half the height and width: conv 4×4 stride 2, batch norm, LeakyReLU."""
+    """Half the height and width: conv 4×4 stride 2, batch norm (or `norm`), LeakyReLU."""
 
     def __init__(self, in_channels, out_channels, norm=BatchNorm2d):
         super().__init__()
@@ -700,14 +700,13 @@ class ProjectedDiscriminator(nn.Module):
 
     Random convolutions mix the maps' channels and, from the coarsest to the finest, their scales;
     on each of the four that come out (1/2 to 1/16 of a side) a small discriminator judges places.
-    features: the paper's c, channels of the finest mixed map.
+    features: the paper's c, channels of the finest mixed map; all other widths follow it.
 
-    extended: not of the paper. Batch norm takes away what all samples have in common, such as one
-    palette; the frozen network hardly looks at colours and single pixels; no place knows where it
-    is or what lies elsewhere. So there is no batch norm; the finest mixed map gets a learned
-    convolution of the images added; 25 logits more are the published small path's on the images,
-    shrunk to 128×128; and each small discriminator has a logit of the whole image, of its last map
-    shrunk to 4×4, repeated to count as much as all its places.
+    extended: not of the paper. Without batch norm, which takes away what all samples have in
+    common, such as one palette. The frozen network hardly looks at single pixels and colours: the
+    finest mixed map gets a learned convolution of the images added, and the published small path
+    judges them shrunk to 128×128. No place knows where it is: each small discriminator has a logit
+    of the whole image, too, of its last map shrunk to 4×4. Both count as much as a map's places.
     """
 
     def __init__(self, features=64, extended=False):
@@ -732,19 +731,20 @@ class ProjectedDiscriminator(nn.Module):
                 SpectralConv2d(widths[3], 1, 4))
 
     def forward(self, maps, images):
-        logits, coarser = [], 0
+        logits, mixed = [], 0
         for level in reversed(range(4)):
-            x = self.mix_channels[level](maps[level]) + coarser
+            x = self.mix_channels[level](maps[level]) + mixed
             # The published order is the other way round: the same, at four times the cost.
             x = self.mix_scales[level](x)
-            coarser = F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=True)
+            mixed = F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=True)
             if level == 0 and self.extended:
-                coarser = coarser + self.pixels(enlarged(channels_last(images)))
-            seen = self.small[level](coarser)
+                mixed = mixed + self.pixels(enlarged(channels_last(images)))
+            seen = self.small[level](mixed)
             logits.append(self.places[level](seen).flatten(1))
             if self.extended:
                 whole = self.whole[level](MeanPool(4)(seen)).flatten(1)
                 logits.append(whole.expand_as(logits[-1]))
         if self.extended:
-            logits.append(self.palette(channels_last(images)).flatten(1))
+            palette = self.palette(channels_last(images)).flatten(1)
+            logits.append(palette.repeat(1, math.ceil(logits[-1].shape[1] / palette.shape[1])))
         return torch.cat(logits, 1)

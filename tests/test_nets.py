@@ -426,6 +426,19 @@ def test_the_projected_discriminator_is_the_published_one(extended):
         assert (one - other).norm() < 1e-6 * other.norm()
 
 
+@torch.no_grad()
+def test_colours_count_as_much_as_a_maps_places():
+    net = nets.ProjectedDiscriminator(1, extended=True).eval()
+    for size, places in ((256, 25), (512, 169)):
+        image = torch.randn(2, 3, size, size)
+        logits = net([torch.randn(2, n, size // scale, size // scale)
+                      for n, scale in zip(nets.LEVELS, (4, 8, 16, 32), strict=True)], image)
+        colours = logits[:, 8 * places :]
+        assert places <= colours.shape[1] < places + 25
+        for some in colours.split(25, 1):
+            torch.testing.assert_close(some, net.palette(image).flatten(1))
+
+
 def test_what_a_projected_discriminator_learns_and_keeps():
     """Its random convolutions are kept and not learned, and the network it sees through is not its
     own; as widths and parameters are counted from the paper."""
