@@ -3,7 +3,7 @@
     python train_fastgan.py --data data/bedroom                 # the study: 1024×1024, 50,000 steps
     python train_fastgan.py --data data/bedroom --discriminator projected --size 256
     python train_fastgan.py --data data/bedroom --small         # for laptops: rooms within hours
-    python train_fastgan.py --data data/mine --init CKPT        # few photos: from another run
+    python train_fastgan.py --data data/mine --small --init CKPT    # few photos: another run's nets
     python train_fastgan.py --resume latest --iters 100000      # the next phase, exactly continued
     python train_fastgan.py --demo                              # drawn scenes, minutes on a CPU
 
@@ -28,15 +28,17 @@ from common.run import Run, launch, load_sets, start
 from common.weights import WeightsError, critic_levels
 from nets import FastGANDiscriminator, FastGANGenerator, ProjectedDiscriminator, quadrant
 
-# By discriminator: Adam's betas and DiffAugment, of the first two as published; the log's columns.
+# By discriminator: Adam's betas and DiffAugment, of the first two as published; the energy
+# distance's weight; the log's columns.
 BETAS = {"published": (0.5, 0.999), "projected": (0.0, 0.99), "extended": (0.0, 0.99)}
 AUGMENT = {"published": ["color", "translation"], "projected": ["color", "translation", "cutout"],
-           "extended": ["translation", "cutout"]}  # it shall learn palettes
+           "extended": ["translation", "cutout"]}  # colours are left alone, so that it learns them
+VARIETY = {"published": 0.0, "projected": 0.0, "extended": 3.0}
 LOSSES = {"published": ["d_hinge", "d_reconstruction", "g_loss"],
           "projected": ["d_hinge", "g_loss"], "extended": ["d_hinge", "g_loss"]}
 LOGITS = ["d_train", "d_validation", "d_fake"]
-SMALL = {"discriminator": "extended", "variety": 3.0, "size": 256, "features": 32, "batch_size": 8,
-         "lr": 4e-4, "iters": 10000, "ckpt_every": 500, "sample_every": 100, "log_every": 50}
+SMALL = {"discriminator": "extended", "size": 256, "features": 32, "batch_size": 8, "lr": 4e-4,
+         "iters": 10000, "ckpt_every": 500, "sample_every": 100, "log_every": 50}
 DEMO = {**SMALL, "data": "data/demo", "size": 128, "iters": 500, "ckpt_every": 250,
         "log_every": 25}
 
@@ -128,8 +130,7 @@ def reconstructions(discriminator, images, device):
 def published(args, numerics):
     """The discriminator; its step; its logits of (image, image at 128)."""
     if args.variety:
-        cli.fail("--variety, which --small and --demo set, is not for --discriminator published: "
-                 "add --variety 0")
+        cli.fail("--variety is not for --discriminator published")
     discriminator = FastGANDiscriminator(args.size, args.features).to(numerics.device)
     distance = reconstruction_loss(args.reconstruction, numerics)
     return (discriminator, functools.partial(published_step, distance=distance),
@@ -154,17 +155,19 @@ def energy_distance(real, fake):
     for x, y in zip(real, fake, strict=True):
         x, y = x.float().mean((2, 3)), y.float().mean((2, 3))
         within = mean(x, x, n * (n - 1))
-        # In batches of eight bedrooms 0.35 to 0.9 of E|x|; twins must not weigh without bounds.
+        # At least a fifth of E|x|, so that a batch of twins does not weigh without bounds (of
+        # eight bedrooms it is 0.35 to 0.9 of it).
         scale = within.clamp_min(0.2 * x.norm(dim=1).mean())
         distances.append((2 * mean(x, y, n * n) - within - mean(y, y, n * (n - 1))) / scale)
     return torch.stack(distances).mean()
 
 
 def projected_step(networks, optimizers, numerics, real, augment, levels, variety=0):
-    """The same with D on the maps of `levels` (of weights.critic_levels): two losses, (2,).
+    """One update of D and one of G on photos (n, 3, h, w) in [-1, 1]: the losses, detached.
 
-    With a weight, `variety`, G's update gets the energy distance, too: a third loss, (3,).
-    One pass of G and of the frozen network over the fakes serves both updates.
+    D sees the maps of `levels`, the frozen network of weights.critic_levels: (D's, G's). With a
+    weight, `variety`, G's update gets the energy distance, too: a third. One pass of G and of the
+    frozen network over the fakes serves both updates: D's is cut off from it.
     """
     generator, discriminator = networks["generator"], networks["discriminator"]
     plain = devices.plain(discriminator)
@@ -272,6 +275,8 @@ def main(args, initial):
     new, device = fresh(args, initial), numerics.device
     if args.augment is None:
         args.augment = AUGMENT[args.discriminator]
+    if args.variety is None:
+        args.variety = VARIETY[args.discriminator]
     build = published if args.discriminator == "published" else projected
     try:
         generator = FastGANGenerator(**config).to(device)
@@ -339,9 +344,10 @@ if __name__ == "__main__":
                        help="published learns to see from nothing, projected sees through "
                             "EfficientNet: rooms in a tenth of the steps; extended sees pixels, "
                             "colours and the whole image, too, without batch norm")
-    group.add_argument("--variety", type=cli.weight, default=0.0, metavar="WEIGHT",
+    group.add_argument("--variety", type=cli.weight, metavar="WEIGHT",
                        help="with projected or extended: weight of the batch's energy distance in "
-                            "the generator's loss (more varied rooms; of neither paper)")
+                            "the generator's loss, of neither paper (default: 3 with extended, "
+                            "else 0)")
     group.add_argument("--reconstruction", choices=["lpips", "l1"], default="lpips",
                        help="the published decoders' loss; l1 needs no pretrained weights")
     group.add_argument("--augment", type=cli.augmentation, metavar="LIST",

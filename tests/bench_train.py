@@ -95,7 +95,8 @@ class Peak:
 
 def networks_of(args, device, model=None):
     z_dim = STUDY[args.model][1]
-    networks = tiny.networks(model or args.model, args.size, z_dim, args.features)
+    networks = tiny.networks(model or args.model, args.size, z_dim, args.features,
+                             extended=args.discriminator == "extended")
     return {name: network.to(device) for name, network in networks.items()}
 
 
@@ -164,9 +165,11 @@ def projected_way(args, device, networks, adams, precision):
     levels = weights.critic_levels(device=device).to(memory_format=numerics.layout)
     real = tiny.photos(args.model, args.batch_size, args.size).to(device)
     average = average_of(networks)
+    kind = args.discriminator
+    settings = train_fastgan.AUGMENT[kind], levels, train_fastgan.VARIETY[kind]
 
     def step():
-        train_fastgan.projected_step(networks, adams, numerics, real, [*POLICY, "cutout"], levels)
+        train_fastgan.projected_step(networks, adams, numerics, real, *settings)
         sampling.update_average(average, networks["generator"].parameters(), 0.001)
 
     return numerics, levels, step
@@ -184,7 +187,7 @@ def projected_steps(args, device):
 
     def plain():
         published.projected_step(*networks.values(), *plain_adams.values(), average, 0.999, real,
-                                 slow_levels)
+                                 slow_levels, train_fastgan.VARIETY[args.discriminator])
 
     def other():
         train_fastgan.published_step(others, theirs, fast, real, POLICY, train_fastgan.l1)
@@ -223,7 +226,7 @@ def other_steps(args, device):
 
 def step_table(args, device):
     kind = args.discriminator if args.model == "fastgan" else "other"
-    rows = {"published": fastgan_steps, "projected": projected_steps,
+    rows = {"published": fastgan_steps, "projected": projected_steps, "extended": projected_steps,
             "other": other_steps}[kind](args, device)
     flops = machine_peaks(device)  # with TF32 where the steps' Numerics have allowed it
     print("measured peaks: " + ", ".join(f"{name} {value / 1e12:.2f} TFLOP/s"
@@ -375,7 +378,7 @@ def main(args):
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--model", choices=STUDY, default="fastgan")
-    parser.add_argument("--discriminator", choices=["published", "projected"], default="published",
+    parser.add_argument("--discriminator", choices=train_fastgan.LOSSES, default="published",
                         help="FastGAN's")
     parser.add_argument("--size", type=int, help="(default: the study's; FastGAN 256)")
     parser.add_argument("--batch-size", type=int, help="(default: the study's)")

@@ -23,7 +23,7 @@ ARGUMENTS = {
     "fastgan": [*FASTGAN, "--reconstruction", "l1"],
     "projected": [*FASTGAN, "--discriminator", "projected"],
 }
-SMALL = {**ARGUMENTS, "projected": [*FASTGAN, "--discriminator", "extended", "--variety", 3]}
+SMALL = {**ARGUMENTS, "projected": [*FASTGAN, "--discriminator", "extended"]}
 STEPS = {"gan": "--epochs", "dcgan": "--epochs", "vae": "--epochs", "fastgan": "--iters",
          "projected": "--iters"}
 SCRIPTS = {model: f"train_{'fastgan' if model == 'projected' else model}.py" for model in SIZES}
