@@ -52,13 +52,11 @@ def test_frechet_distance_by_eigenvalues_equals_that_by_singular_values(n, m, re
 
 
 @pytest.mark.parametrize(
-    "n, d", [(2, 8), (50, 8), (2, 2048), (331, 2048), (2047, 2048), (2048, 2048), (5000, 2048)])
+    "n, d", [(2, 8), (50, 8), (2, 2048), (331, 2048), (255, 256), (256, 256), (900, 256)])
 def test_frechet_distance_is_real_for_every_size(n, d):
     x = gaussian(n, d) * torch.linspace(0, 1, d)  # one dimension never varies
     scale = x.square().sum().item() / n
     assert metrics.frechet_distance(x, x.clone()) <= 1e-6 * scale
-    if n in (2047, 2048):  # seconds each, and the same code as for 331
-        return
     collapsed = torch.full((min(n, 331), d), 0.5)
     to_collapsed = metrics.frechet_distance(x, collapsed)
     expected = (x.mean(0) - 0.5).square().sum() + x.var(0).sum()

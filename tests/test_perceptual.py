@@ -1,5 +1,6 @@
 """LPIPS as a loss and between all pairs of two sets, against the lpips package's module."""
 
+import copy
 from functools import partial
 
 import pytest
@@ -17,11 +18,16 @@ def alex():
     return weights.lpips_network("alex", "random")
 
 
+@pytest.fixture(scope="module")
+def vgg():
+    return weights.lpips_network("vgg", "random")
+
+
 @pytest.mark.parametrize("chunked", [True, False])
-def test_the_loss_is_the_modules_distance_summed_over_images(monkeypatch, chunked):
+def test_the_loss_is_the_modules_distance_summed_over_images(monkeypatch, vgg, chunked):
     """And its gradient is the one that autograd finds for the module; image by image as on a CPU
     or all at once as on a GPU; one target for two."""
-    network = weights.lpips_network("vgg", weights="random").double()
+    network = copy.deepcopy(vgg).double()
     monkeypatch.setattr(perceptual, "lpips_network", lambda name, device: {"vgg": network}[name])
     if not chunked:
         monkeypatch.setattr(torch.Tensor, "is_cpu", False)
@@ -42,8 +48,8 @@ def points(images, network):
 
 
 @pytest.mark.parametrize("net, size", [("alex", 64), ("alex", 160), ("alex", 512), ("vgg", 64)])
-def test_pairwise_lpips_equals_the_module_pair_by_pair(net, size, alex):
-    network = alex if net == "alex" else weights.lpips_network(net, "random")
+def test_pairwise_lpips_equals_the_module_pair_by_pair(net, size, alex, vgg):
+    network = {"alex": alex, "vgg": vgg}[net]
     x, y = smooth(3, size), smooth(4, size, seed=1)
     y[0] = x[1]
     with torch.inference_mode():
