@@ -200,7 +200,7 @@ def test_killed_at_any_moment(launch, bedrooms, tmp_path, model, kills, steps):
             reached = newest(run)
         if (run / "log.csv").exists():
             assert int(rows(run)[-1]["step"] or 0) <= reached + 5, "more than five steps lost"
-    assert killed >= kills and (within or kills < 15)
+    assert killed >= kills and (within or kills < 30)
     assert not list(run.glob(".*")) and not list((photos / ".cache").glob(".*"))
     assert [int(row["step"]) for row in rows(run)] == list(range(1, steps + 1))
     case.finish(case.new("whole"))
