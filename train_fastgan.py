@@ -163,11 +163,11 @@ def energy_distance(real, fake):
 
 
 def projected_step(networks, optimizers, numerics, real, augment, levels, variety=0):
-    """One update of D and one of G on photos (n, 3, h, w) in [-1, 1]: the losses, detached.
+    """One update of D and of G on photos (n, 3, h, w) in [-1, 1]: the losses (D's, G's), detached.
 
-    D sees the maps of `levels`, the frozen network of weights.critic_levels: (D's, G's). With a
-    weight, `variety`, G's update gets the energy distance, too: a third. One pass of G and of the
-    frozen network over the fakes serves both updates: D's is cut off from it.
+    D sees the maps of `levels`, the frozen network of weights.critic_levels. With a weight,
+    `variety`, G's update gets the energy distance, too, a third loss. One pass of G and of the
+    frozen network over the fakes serves both updates; D's is cut off from it.
     """
     generator, discriminator = networks["generator"], networks["discriminator"]
     plain = devices.plain(discriminator)
@@ -202,7 +202,7 @@ def projected_step(networks, optimizers, numerics, real, augment, levels, variet
 
 
 def projected(args, numerics):
-    """The same three; the generator's small image is not used."""
+    """As `published`: the discriminator; its step; its logits, which are of the image alone."""
     if args.variety and args.batch_size == 1:
         cli.fail("--variety compares the images of a batch: --batch-size 2 or more, or --variety 0")
     extended = args.discriminator == "extended"
