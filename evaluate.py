@@ -29,7 +29,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from PIL import Image
 from torch.nn import functional as F
 from tqdm import tqdm
 
@@ -41,6 +40,7 @@ from common import (
     features,
     figures,
     files,
+    imagefiles,
     photos,
     recovery,
     report,
@@ -87,17 +87,16 @@ def checkpoint_columns(args):
 
 def folder_column(folder, size):
     """The Column of a folder of images; without --size they must be of one size."""
-    paths = photos.image_files(folder)
+    paths = imagefiles.find(folder)
     if len(paths) < 2:
         cli.fail(f"--samples {folder} holds {len(paths)} images; at least 2 are needed")
     sizes, hashes = {}, []
     for path in paths:
         try:
-            with Image.open(path, formats=files.IMAGE_FORMATS) as image:
-                sizes.setdefault(image.size, path)
+            sizes.setdefault(imagefiles.size(path), path)
             hashes.append(files.file_sha256(path))
-        except Exception as error:  # Pillow answers broken bytes with nearly every type there is
-            cli.fail(f"{path} cannot be read: {error}")
+        except (OSError, ValueError) as error:
+            cli.fail(f"{path} cannot be read: {imagefiles.reason(error)}")
     if len(sizes) > 1 and not size:
         (one, a), (other, b) = list(sizes.items())[:2]
         cli.fail(f"images of several sizes ({a} is {one[0]}×{one[1]}, {b.name} "
@@ -214,7 +213,7 @@ def sample_set(column, compared, device):
     else:
         key = [column.key, seed, n, size, compared.fit]
         paths = [column.paths[row] for row in photos.draw_rows(len(column.paths), n, seed)]
-        labels = [path.name for path in paths]
+        labels = [path.relative_to(column.home).as_posix() for path in paths]
 
         def originals(rows):
             return photos.decoded([paths[row] for row in rows], size, compared.fit)

@@ -3,15 +3,16 @@
     python prepare_data.py --demo 256               # drawn bedrooms: no network, no files needed
     python prepare_data.py --download               # MIT Indoor Scenes (2.6 GB), its bedrooms
     python prepare_data.py --archive data/indoorCVPR_09.tar --class kitchen
-    python prepare_data.py --images ~/photos --out data/mine
+    python prepare_data.py --images ~/photos --out data/mine    # with its subfolders
     python prepare_data.py --digits                 # 1,797 digits, 8x8: no network needed
     python prepare_data.py --mnist                  # 70,000 digits, 28x28 (12 MB)
 
-Writes OUT/train/, OUT/val/ and OUT/manifest.csv. Upright 8-bit RGB JPEGs and PNGs are copied as
-they are, everything else is converted to upright 8-bit RGB PNGs, and files that fail to decode are
-skipped with a warning. The split depends only on the pixels and on --seed; photos that are one
-picture (re-encoded, rescaled, slightly cropped or mirrored) stay on one side. The same command
-again changes nothing, and existing files are never overwritten: another split needs another --out.
+Writes OUT/train/, OUT/val/ and OUT/manifest.csv. Upright 8-bit sRGB JPEGs and PNGs are copied as
+they are, everything else is converted to such PNGs (transparency becomes white), and files that
+fail to decode are skipped with a warning. The split depends only on the pixels and on --seed;
+photos that are one picture (re-encoded, rescaled, slightly cropped or mirrored) stay on one side.
+The same command again changes nothing, and existing files are never overwritten: another split
+needs another --out.
 """
 
 import csv
@@ -26,7 +27,7 @@ import tarfile
 import time
 import urllib.error
 import urllib.request
-import warnings
+import zipfile
 import zlib
 from collections import Counter, defaultdict
 from concurrent.futures import ThreadPoolExecutor
@@ -36,14 +37,14 @@ from itertools import count, islice
 from pathlib import Path, PurePosixPath
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps
 from tqdm import tqdm
 
-from common import cli, files, twins
+from common import cli, files, imagefiles, twins
 from common.scenes import draw_scene
 
 MIT_URL = "http://groups.csail.mit.edu/vision/LabelMe/NewImages/indoorCVPR_09.tar"
 MIT_SIZE = 2_592_010_240  # bytes
+NAME_BYTES = 200  # of a file name without its suffix; file systems take 255
 COLUMNS = ("split", "file", "source", "width", "height", "file_sha256", "pixel_sha256", "group")
 
 
@@ -52,30 +53,56 @@ COLUMNS = ("split", "file", "source", "width", "height", "file_sha256", "pixel_s
 # manifest; read() returns the bytes of an image file and is called in a worker thread.
 
 
-def is_photo(path):
-    """Whether a relative path names an image file, and neither it nor a folder is hidden."""
-    return files.is_image(path) and not any(part.startswith(".") for part in path.parts)
-
-
 def printable(text):
     return "".join(c if c.isprintable() else "_" for c in text)
 
 
 def folder_photos(folder, out):
     """Photos in `folder` and its subfolders, sorted by path, without those in the folder `out`."""
-    folder_path, out = folder.resolve(), out.resolve()
-    paths = (path for path in folder_path.rglob("*") if path.is_file() and out not in path.parents)
-    names = sorted(filter(is_photo, (path.relative_to(folder_path) for path in paths)))
-    if not names:
-        cli.fail(f"no photos in {folder}: it needs files named {' '.join(files.IMAGE_SUFFIXES)}")
-    return len(names), ((name.as_posix(), "_".join(name.parts), (folder_path / name).read_bytes)
-                        for name in names)
+    paths = imagefiles.find(folder, out)
+    if not paths:
+        cli.fail(f"no photos in {folder}: it needs files named {' '.join(imagefiles.SUFFIXES)}")
+    names = [path.relative_to(folder) for path in paths]
+    return len(paths), ((name.as_posix(), "_".join(name.parts), path.read_bytes)
+                        for name, path in zip(names, paths, strict=True))
 
 
 def archive_photos(path, class_name):
-    """Photos of one class ("all": of every class) in a tar file with paths .../<class>/<file>."""
+    """Photos of one class ("all": of every class) in a tar or zip file with paths
+    .../<class>/<file>."""
+    if path.is_dir():
+        cli.fail(f"{path} is a folder: --images takes folders")
     if path.exists() and not path.is_file():  # a named pipe would block
         cli.fail(f"{path} is not a file")
+    classes = defaultdict(list)
+    is_zip = zipfile.is_zipfile(path) and not tarfile.is_tarfile(path)
+    for name, read in (zip_members if is_zip else tar_members)(path):
+        place = PurePosixPath(name)
+        if read is None or place.is_absolute() or ".." in place.parts:
+            cli.warn(f"skipped {printable(name)}: a link, a device or a path outside")
+        elif imagefiles.is_image(place) and not any(part.startswith(".") for part in place.parts):
+            classes[place.parent.name].append((name, read))
+    chosen = sum(classes.values(), []) if class_name == "all" else classes.get(class_name)
+    if not chosen:
+        found = ", ".join(f"{c or 'no class'} ({len(classes[c])})" for c in sorted(classes))
+        cli.fail(f"{path} has no photos of class {class_name!r}; it has: "
+                 f"{f'{found}; --class all takes them all' if found else 'no photos at all'}")
+
+    def photos():
+        for source, read in chosen:
+            *_, parent, name = ("", *PurePosixPath(source).parts)
+            if class_name == "all" and parent and not name.startswith(f"{parent}_"):
+                name = f"{parent}_{name}"
+            with suppress(Exception):  # what fails here fails again in its thread, which says so
+                read = partial(bytes, read())  # in their order: a packed archive is read once
+            yield source, name, read
+
+    return len(chosen), photos()
+
+
+def tar_members(path):
+    """(name, a function that returns its bytes, or None for what is no file) of all in a tar file
+    but folders."""
     try:
         archive = tarfile.open(path)  # noqa: SIM115 (photos are read from it later)
         members = archive.getmembers()  # so that a truncated file is found before all else
@@ -83,27 +110,20 @@ def archive_photos(path, class_name):
         if archive.fileobj.read(512) != bytes(512):  # tarfile takes any bad header for the end
             raise tarfile.ReadError("its end is missing")
     except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError) as error:
-        cli.fail(f"{path} is not a whole tar archive ({error}): fetch it again")
-    classes = defaultdict(list)
-    for member in members:
-        name = PurePosixPath(member.name)
-        if name.is_absolute() or ".." in name.parts or not (member.isreg() or member.isdir()):
-            cli.warn(f"skipped {printable(member.name)}: a link, a device or a path outside")
-        elif member.isreg() and is_photo(name):
-            classes[name.parent.name].append(member)
-    chosen = sum(classes.values(), []) if class_name == "all" else classes.get(class_name)
-    if not chosen:
-        found = ", ".join(f"{c} ({len(classes[c])})" for c in sorted(classes)) or "no photos at all"
-        cli.fail(f"{path} has no photos of class {class_name!r}; it has: {found}")
+        cli.fail(f"{path} is not a whole tar or zip archive ({error}): fetch it again")
 
-    def photos():
-        for member in chosen:
-            *_, parent, name = ("", *PurePosixPath(member.name).parts)
-            if class_name == "all" and not name.startswith(f"{parent}_"):
-                name = f"{parent}_{name}"
-            yield member.name, name, partial(bytes, archive.extractfile(member).read())
+    def read(member):
+        return archive.extractfile(member).read()
 
-    return len(chosen), photos()
+    return [(member.name, partial(read, member) if member.isreg() else None)
+            for member in members if not member.isdir()]
+
+
+def zip_members(path):
+    """The same of a zip file."""
+    archive = zipfile.ZipFile(path)  # whose list of files is_zipfile has found
+    return [(member.filename, partial(archive.read, member))
+            for member in archive.infolist() if not member.is_dir()]
 
 
 def download(url, folder):
@@ -181,67 +201,64 @@ def mnist(cache):
 
 
 def convert(data):
-    """(file bytes, suffix, manifest columns) of any photo's bytes, as upright 8-bit RGB.
+    """(file bytes, suffix, manifest columns) of any photo's bytes.
 
-    Upright 8-bit RGB JPEGs and PNGs keep their bytes, anything else becomes a PNG: 16-bit greys
-    are scaled, transparency is composited on white. Raises nearly anything for broken bytes.
+    Upright 8-bit sRGB JPEGs and PNGs keep their bytes, anything else becomes such a PNG. Raises
+    ValueError for what fails to decode.
     """
-    image = Image.open(io.BytesIO(data), formats=files.IMAGE_FORMATS)
-    image.load()
-    jpeg = image.format in ("JPEG", "MPO")  # MPO: a JPEG with previews behind it, from phones
-    png = image.format == "PNG" and data[24] == 8 and "transparency" not in image.info
-    rotated = image.getexif().get(ExifTags.Base.Orientation, 1) in range(2, 9)
-    keep = image.mode == "RGB" and (jpeg or png) and not rotated
-    image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I"):
-        image = Image.fromarray((np.asarray(image) / 257 + 0.5).clip(0, 255).astype(np.uint8))
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    (width, height), pixels = image.size, image.convert("RGB").tobytes()
-    if not keep:
-        buffer = io.BytesIO()
-        Image.frombytes("RGB", image.size, pixels).save(buffer, "PNG", compress_level=3)
-        data = buffer.getvalue()
-    return data, ".jpg" if keep and jpeg else ".png", {
+    with imagefiles.opened(io.BytesIO(data)) as (image, suffix):
+        (width, height), pixels = image.size, image.tobytes()
+        thumbnail = twins.thumbnail(image) if min(width, height) >= twins.THUMBNAIL else None
+        if not suffix:
+            buffer, image.info = io.BytesIO(), {}  # what the file said besides its pixels
+            image.save(buffer, "PNG", compress_level=3)
+            data = buffer.getvalue()
+    return data, suffix or ".png", {
         "width": width, "height": height, "file_sha256": files.sha256(data),
         "pixel_sha256": files.sha256(f"{width}x{height}:".encode() + pixels),
-        "thumbnail": twins.thumbnail(image) if min(width, height) >= twins.THUMBNAIL else None,
-    }
+        "thumbnail": thumbnail}
 
 
-def load(photo):
-    """(source, name, what `convert` returns) of a photo; (source, None, reason) if that fails."""
-    source, name, read = photo
-    data = read()
+def load(numbered, folder):
+    """A manifest row of a photo (number, (source, name, read)) with the "path" in `folder` that its
+    bytes went to; of one that fails to decode its "source" and why it "fails"."""
+    number, (source, name, read) = numbered
+    source, name = printable(source), printable(name)
     try:
-        return printable(source), printable(name), convert(data)
-    except Exception as error:
-        return printable(source), None, str(error) or type(error).__name__
+        data, suffix, columns = convert(read())
+    except MemoryError as error:
+        raise MemoryError(f"{source}: {error}") from error
+    except Exception as error:  # an archive may be damaged in any way, too
+        return {"source": source, "fails": imagefiles.reason(error)}
+    path = folder / str(number)
+    with files.naming(path):
+        path.write_bytes(data)
+    stem = PurePosixPath(name).stem.encode()[-NAME_BYTES:].decode(errors="ignore")
+    return {"source": source, "path": path, "file": stem + suffix, **columns}
 
 
 def write_photos(photos, total, folder, min_size):
     """Writes usable photos into `folder`; returns (manifest rows, {reason: number skipped})."""
-    rows, taken, skipped, workers = [], set(), Counter(), os.cpu_count() or 1
+    rows, taken, skipped, workers = [], set(), Counter(), imagefiles.threads()
+    photos = enumerate(photos)
     with tqdm(total=total, unit="photo", disable=None) as bar, ThreadPoolExecutor(workers) as pool:
-        while batch := list(islice(photos, 4 * workers)):  # never all photos in memory
-            for source, name, converted in pool.map(load, batch):
+        while batch := list(islice(photos, 2 * workers)):  # never all photos in memory
+            for row in pool.map(partial(load, folder=folder), batch):
                 bar.update()
-                if name is None:
-                    cli.warn(f"skipped {source}: it fails to decode ({converted})")
+                if "fails" in row:
+                    cli.warn(f"skipped {row['source']}: it fails to decode ({row['fails']})")
                     skipped["that fail to decode"] += 1
                     continue
-                data, suffix, columns = converted
-                if min(columns["width"], columns["height"]) < min_size:
+                path = row.pop("path")
+                if min(row["width"], row["height"]) < min_size:
                     skipped[f"smaller than {min_size} pixels"] += 1
+                    path.unlink()
                     continue
-                stem = PurePosixPath(name).stem
+                stem, suffix = os.path.splitext(row["file"])
                 names = (f"{stem}-{i}{suffix}" if i > 1 else stem + suffix for i in count(1))
                 name = next(n for n in names if n.casefold() not in taken)  # a disk may ignore case
                 taken.add(name.casefold())
-                with files.naming(folder / name):
-                    (folder / name).write_bytes(data)
-                rows.append({"file": name, "source": source, **columns})
+                rows.append({**row, "file": path.rename(folder / name).name})
     return rows, skipped
 
 
@@ -338,7 +355,8 @@ def listing(rows, columns):
 def parse_args():
     parser = cli.Parser(__doc__)
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--archive", type=Path, metavar="TAR", help="a tar file of <class>/<file>")
+    source.add_argument("--archive", type=Path, metavar="FILE",
+                        help="a tar or zip file of <class>/<file>")
     source.add_argument("--download", nargs="?", const=MIT_URL, metavar="URL",
                         help="fetch an archive into data/ (default: MIT Indoor Scenes, 2.6 GB)")
     source.add_argument("--images", type=Path, metavar="DIR", help="your photos, subfolders too")
@@ -401,6 +419,5 @@ def main(args):
 if __name__ == "__main__":
     args = parse_args()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    warnings.filterwarnings("ignore", module="PIL")  # about photos that decode all the same
     with cli.system_errors():
         main(args)

@@ -11,15 +11,6 @@ import re
 import zipfile
 from pathlib import Path
 
-# What counts as an image, wherever photos are read. Not EPS: Pillow would run ghostscript on it.
-IMAGE_FORMATS = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM")
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".gif", ".bmp", ".tif", ".tiff", ".webp", ".ppm")
-
-
-def is_image(path):
-    """Whether a file's name says that it is an image; hidden files are none."""
-    return path.name.lower().endswith(IMAGE_SUFFIXES) and not path.name.startswith(".")
-
 
 def slug(name):
     """Any text as part of a file name."""

@@ -7,7 +7,6 @@ a network trains. Grids of images, the way back, are at the end.
 import csv
 import functools
 import json
-import warnings
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,39 +17,33 @@ from PIL import Image, ImageDraw, ImageOps
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from common import cli, files
-
-warnings.filterwarnings("ignore", module="PIL")  # of a photo that decodes all the same
-
+from common import cli, files, imagefiles
 
 # From files to a tensor ----------------------------------------------------------------------
 
 
-def image_files(folder):
-    """The image files directly in a folder, sorted by name."""
-    try:
-        paths = [path for path in Path(folder).iterdir() if path.is_file()]
-    except OSError as error:
-        cli.fail(f"{folder}: {error.strerror}; prepare_data.py makes data folders")
-    return sorted(filter(files.is_image, paths))
+def split_folder(data, split):
+    """data/<split>/ ("train" or "val"), or `data` itself for a plain folder of photos."""
+    data = Path(data)
+    if not data.is_dir():
+        cli.fail(f"{data} is not a folder; prepare_data.py makes one (--archive of a zip or tar "
+                 "file, --demo 256 of nothing)")
+    if (data / split).is_dir():
+        return data / split
+    if split != "train" or (data / "manifest.csv").exists():
+        cli.fail(f"{data} has no {split}/ folder; prepare_data.py --images splits photos")
+    return data
 
 
 def split_files(data, split):
-    """The files of data/<split>/ ("train" or "val"), or of `data` itself for a plain folder."""
-    data = Path(data)
-    if not data.is_dir():
-        cli.fail(f"{data} is not a folder; prepare_data.py makes one (--demo 256 needs no photos)")
-    folder = data / split
-    if not folder.is_dir():
-        if split != "train" or (data / "manifest.csv").exists():
-            cli.fail(f"{data} has no {split}/ folder; prepare_data.py --images splits photos")
-        folder = data
-    paths = image_files(folder)
+    """The photos of a split, sorted; they must be those of the manifest if there is one."""
+    data, folder = Path(data), split_folder(data, split)
+    paths = imagefiles.find(folder)
     if not paths:
         cli.fail(f"no images in {folder}")
     if (data / "manifest.csv").exists():
         listed = {name for name in listed_hashes(data) if name.startswith(f"{split}/")}
-        changed = listed ^ {f"{split}/{path.name}" for path in paths}
+        changed = listed ^ {path.relative_to(data).as_posix() for path in paths}
         if changed:
             cli.fail(f"{data} is not what its manifest lists ({min(changed)}): prepare it again")
     return paths
@@ -79,23 +72,22 @@ def decode(path, size, fit):
     Antialiased bilinear, as torchvision's Resize on PIL images. Raises ValueError.
     """
     try:
-        with Image.open(path, formats=files.IMAGE_FORMATS) as image:
-            if image.mode.startswith(("I", "F")):
-                raise ValueError("over 8 bits a channel; prepare_data.py --images converts it")
-            image = ImageOps.exif_transpose(image).convert("RGB")
-    except Exception as error:  # Pillow answers broken bytes with nearly every type there is
-        raise ValueError(f"{path} cannot be read: {error or type(error).__name__}") from error
-    if fit == "square":
-        image = image.resize((size, size), Image.Resampling.BILINEAR)
-    else:
-        image = ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR)
-    return np.asarray(image).transpose(2, 0, 1)
+        with imagefiles.opened(path) as (image, _):
+            if fit == "square":
+                image = image.resize((size, size), Image.Resampling.BILINEAR)
+            else:
+                image = ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR)
+            return np.asarray(image).transpose(2, 0, 1)
+    except ValueError as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
+    except MemoryError as error:
+        raise MemoryError(f"{path}: {error}") from error
 
 
 def decoded(paths, size, fit="square", batch_size=32):
     """Batches of uint8 images (b, 3, size, size) of files, decoded by a pool of threads."""
     read = functools.partial(decode, size=size, fit=fit)
-    with ThreadPoolExecutor() as pool:
+    with ThreadPoolExecutor(imagefiles.threads()) as pool:
         for start in range(0, len(paths), batch_size):
             try:
                 images = np.stack(list(pool.map(read, paths[start : start + batch_size])))
@@ -123,7 +115,9 @@ def load_images(data, split, size, fit="square"):
     can't be written, photos are decoded anew each time.
     """
     paths, manifest = split_files(data, split), Path(data) / "manifest.csv"
-    stats = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
+    folder = split_folder(data, split)
+    stats = [(path.relative_to(folder).as_posix(), path.stat().st_size, path.stat().st_mtime_ns)
+             for path in paths]
     text = manifest.read_bytes().hex() if manifest.exists() else ""
     key = files.sha256(json.dumps([stats, text]))
     cache = Path(data) / ".cache" / f"{split}_{size}_{fit}.npy"
@@ -139,7 +133,7 @@ def load_images(data, split, size, fit="square"):
         pass  # no cache, or not a whole one: made anew below
     listed = listed_hashes(data)
     for path in paths:
-        expected = listed.get(f"{split}/{path.name}")
+        expected = listed.get(path.relative_to(data).as_posix())
         if expected is not None and files.file_sha256(path) != expected:
             cli.fail(f"{path} is not the photo that {manifest} lists: prepare {data} again")
     images = decode_all(paths, size, fit)

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from common import photos, twins
+from common import imagefiles, twins
 from common.scenes import draw_scene
 
 
@@ -59,7 +59,7 @@ def main(args):
     if args.demo:
         files = (io.BytesIO(draw_scene(0, i)) for i in range(args.demo))
     else:
-        files = photos.image_files(args.folder)
+        files = imagefiles.find(args.folder)
     rng, originals, copies = np.random.default_rng(0), [], {kind: [] for kind in KINDS}
     for file in tqdm(files, total=args.demo or len(files), disable=None):
         image = Image.open(file).convert("RGB")

@@ -3,6 +3,7 @@
 import os
 import shutil
 import sys
+import zipfile
 
 import pytest
 import tiny
@@ -34,11 +35,11 @@ OUT_OF_RANGE = {  # numbers that are refused before anything is read
     "--z-dim": [0, 10**9], "--lr": ["inf", 0, 1e300, -0.1], "--seed": [-1, 2**63], "--keep": [0],
     "--ckpt-every": [0], "--log-every": [-1]}
 TRAINING = [  # the harness, asked by the cheapest script
-    (["--data", ""], "no photo.png cannot be read"),
+    (["--data", ""], "deep/a.png cannot be read"),  # all that is below
     (["--data", "no photo.png"], "no photo.png is not a folder"),
     (["--data", "unfinished"], "has no train/ folder"),
     (["--data", "junk ü"], "0.png cannot be read"),
-    (["--data", "deep"], "over 8 bits a channel"),
+    (["--data", "deep"], "where 65535 should be white"),
     (["--data", "ghost"], "script.png cannot be read"),
     (["--data", "edited"], "is not what its manifest lists (train/other.png)"),
     (["--data", "swapped"], "is not the photo that swapped/manifest.csv lists"),
@@ -144,7 +145,8 @@ EVALUATION = [
     (["--ckpt", "huge.pth"], "claims a network"),
     (["--ckpt", "stranger.pth", "--data", "drawn"], "unknown model stylegan"),
     (["--ckpt", "vae.pth", "--data", "none"], "none is not a folder"),
-    (["--samples", "none"], "none"),
+    (["--samples", "none"], "none is not a folder: nothing there"),
+    (["--samples", "text.txt"], "is not a folder; prepare_data.py --archive takes zip and tar"),
     (["--samples", "empty"], "holds 0 images"),
     (["--samples", "single"], "holds 1 images"),
     (["--samples", "junk ü"], "cannot be read"),
@@ -176,14 +178,16 @@ PREPARATION = [
     (["--demo", "2.5"], "invalid int value"),
     (["--demo", 4, "--val-fraction", "nan"], "nan"),
     (["--demo", 4, "--val-fraction", -0.5], "-0.5"),
-    (["--images", "none"], "no photos in none"),
-    (["--images", "text.txt"], "no photos in text.txt"),
+    (["--images", "none"], "none is not a folder: nothing there"),
+    (["--images", "text.txt"], "is not a folder; prepare_data.py --archive takes zip and tar"),
+    (["--images", "empty"], "no photos in empty: it needs files named .jpg"),
     (["--images", "single", "--out", "new"], "both sides need one"),
     (["--images", LONG, "--out", "new"], LONG),  # too long a name, or one of nothing
     (["--images", "drawn/train", "--out", "text.txt"], "text.txt"),
     (["--images", "other/train", "--out", "drawn"], "lists another split"),
     (["--archive", "pipe.pth"], "pipe.pth"),
-    (["--archive", "empty"], "empty"),
+    (["--archive", "empty"], "empty is a folder: --images takes folders"),
+    (["--archive", "flat.zip"], "it has: no class (1); --class all takes them all"),
     (["--download", "ftp://x/y.tar"], "is not an http(s) URL"),
 ]
 CASES = [
@@ -227,6 +231,8 @@ def world(launch, bedrooms, tmp_path_factory):
     (world / "text.txt").write_text("not a checkpoint")
     (world / "no photo.png").write_text("")
     os.mkfifo(world / "pipe.pth")
+    with zipfile.ZipFile(world / "flat.zip", "w") as pack:
+        pack.write(photo, photo.name)
 
     launch(*SCRIPTS["gan"], "--data", "drawn", "--ckpt-every", 1, "--name", "done",
            cwd=world).finish()

@@ -20,7 +20,7 @@ from PIL import Image
 import evaluate
 import metrics
 import nets
-from common import checkpoints, features, photos, sampling, weights
+from common import checkpoints, features, imagefiles, photos, sampling, weights
 from common.rows import Row, rows
 
 ROWS = {row.name for row in rows("efficientnet")}
@@ -80,7 +80,7 @@ def evaluated(networks, monkeypatch, capfd):
 def check_numbers(distance, accuracy, fake, real):
     """Against the metrics computed here, from images in folders."""
     network = weights.efficientnet_lite2_network()
-    fake, real = (features.features(photos.decode_all(photos.image_files(folder), 256), network)
+    fake, real = (features.features(photos.decode_all(imagefiles.find(folder), 256), network)
                   for folder in (fake, real))
     assert distance == pytest.approx(metrics.frechet_distance(real, fake), rel=1e-3)
     assert accuracy == metrics.adversarial_accuracy(real, fake)

@@ -58,12 +58,6 @@ def test_fingerprints(tmp_path):
     assert files.sha256(np.arange(3)) == hashlib.sha256(np.arange(3).tobytes()).hexdigest()
 
 
-def test_what_counts_as_an_image(tmp_path):
-    for name, expected in {"a.JPG": True, "a.b.tiff": True, ".a.jpg": False, "a.eps": False,
-                           "a.jpg.txt": False, "jpg": False}.items():
-        assert files.is_image(tmp_path / name) == expected, name
-
-
 def test_zip_files_that_changed_or_were_packed(tmp_path):
     path = tmp_path / "x.zip"
     with zipfile.ZipFile(path, "w") as archive:

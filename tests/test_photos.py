@@ -14,7 +14,7 @@ from damage import fuzz_count, mutations, refusal, small_disk
 from PIL import Image
 from torch.nn import functional as F
 
-from common import photos
+from common import imagefiles, photos
 
 CPU = torch.device("cpu")
 
@@ -170,7 +170,7 @@ def test_crop_keeps_proportions(tmp_path):
 
 def test_decoding_depends_on_no_order(tmp_path):
     write_photos(tmp_path / "train", n=70)
-    files = photos.image_files(tmp_path / "train")
+    files = imagefiles.find(tmp_path / "train")
     shuffled = random.Random(0).sample(files, len(files))
     images = photos.decode_all(shuffled, 8)
     for i in (0, 40, 69):
@@ -214,7 +214,7 @@ def test_fuzzed_photos(request, tmp_path):
         for i in range(fuzz_count(request, 0.3) // len(kinds) + 1):
             path, data = folder / f"x{suffix}", next(damaged)
             path.write_bytes(data)
-            line = refusal(photos.decode_all, photos.image_files(folder), 8)
+            line = refusal(photos.decode_all, imagefiles.find(folder), 8)
             assert line is None or "cannot be read" in line
             path.unlink()
             if i % 20 == 0:

@@ -5,6 +5,7 @@ import hashlib
 import io
 import os
 import random
+import resource
 import shutil
 import signal
 import struct
@@ -12,7 +13,7 @@ import subprocess
 import sys
 import tarfile
 import time
-import zlib
+import zipfile
 from collections import Counter
 from pathlib import Path
 
@@ -90,59 +91,6 @@ def grey(values):
     return np.repeat(values[..., None], 3, 2)
 
 
-def deep_rgb():
-    """8-bit tools show a 16-bit RGB PNG as RGB, and Pillow can't write one: by hand."""
-    raw = b"".join(b"\0" + line.tobytes() for line in RGB.astype(">u2") * 257)
-    chunks = ((b"IHDR", struct.pack(">IIBBBBB", 96, 80, 16, 2, 0, 0, 0)),
-              (b"IDAT", zlib.compress(raw)), (b"IEND", b""))
-    return b"\x89PNG\r\n\x1a\n" + b"".join(
-        struct.pack(">I", len(d)) + k + d + struct.pack(">I", zlib.crc32(k + d)) for k, d in chunks)
-
-
-TURNED = Image.Exif()
-TURNED[0x0112] = 6  # to be turned 90 degrees clockwise
-RGB = picture(1)
-GREY = RGB[..., 0].copy()
-ALPHA = np.linspace(0, 255, 80 * 96).reshape(80, 96).astype(np.uint8)
-DEEP = np.linspace(0, 65535, 80 * 96).reshape(80, 96).astype(np.uint16)
-INK = Image.merge("CMYK", [*Image.fromarray(255 - RGB).split(), Image.new("L", (96, 80))])
-PALETTE = Image.fromarray(RGB).quantize(32)
-CLEAR = Image.fromarray(np.repeat(np.uint8([[0] * 48 + [1] * 48]), 80, 0))
-CLEAR.putpalette([10, 20, 30, 200, 100, 50])
-OPAQUE = ALPHA[..., None] / 255
-FORMATS = {  # name: bytes, the pixels they must become, tolerance
-    "turned.jpg": (encode(RGB, quality=95, subsampling=0, exif=TURNED), np.rot90(RGB, -1), 6),
-    "deep.png": (encode(DEEP, "PNG"), grey(DEEP / 257), 0.51),
-    "deep_rgb.png": (deep_rgb(), RGB, 1),
-    "alpha.png": (encode(np.dstack([RGB, ALPHA]), "PNG"), RGB * OPAQUE + 255 * (1 - OPAQUE), 1.01),
-    "grey_alpha.png": (encode(Image.merge("LA", [Image.fromarray(GREY), Image.fromarray(ALPHA)]),
-                              "PNG"), grey(GREY) * OPAQUE + 255 * (1 - OPAQUE), 1.01),
-    "gif_named.jpg": (encode(PALETTE, "GIF"), np.asarray(PALETTE.convert("RGB")), 0),
-    "palette.png": (encode(PALETTE, "PNG"), np.asarray(PALETTE.convert("RGB")), 0),
-    "clear_palette.png": (encode(CLEAR, "PNG", transparency=0),
-                          np.where(np.asarray(CLEAR)[..., None], (200, 100, 50), 255), 0),
-    "cmyk.jpg": (encode(INK, quality=98), RGB, 4),
-    "grey.jpg": (encode(GREY, quality=98), grey(GREY), 4),
-    "lossless.webp": (encode(RGB, "WEBP", lossless=True), RGB, 0),
-}
-
-
-def test_other_formats_become_upright_rgb_png(tmp_path):
-    folder = photos(tmp_path / "in")
-    for name, (data, _, _) in FORMATS.items():
-        (folder / name).write_bytes(data)
-    prepare("--images", folder, "--out", tmp_path / "out")
-    rows = {row["source"]: row for row in manifest(tmp_path / "out")}
-    for name, (_, expected, tolerance) in FORMATS.items():
-        row, path = rows[name], tmp_path / "out" / rows[name]["file"]
-        written = Image.open(path)
-        assert path.read_bytes()[24] == 8, "bits a channel"
-        assert (written.format, written.mode, len(written.getexif())) == ("PNG", "RGB", 0), name
-        pixels = np.asarray(written)
-        assert pixels.shape == expected.shape == (int(row["height"]), int(row["width"]), 3), name
-        assert np.abs(pixels - expected.astype(float)).max() <= tolerance, name
-
-
 def test_plain_photos_keep_their_bytes_and_get_their_true_suffix(tmp_path):
     table = {"UPPER.JPG": ("UPPER.jpg", encode(picture(1))),
              "really_a_png.jpeg": ("really_a_png.png", encode(picture(2), "PNG")),
@@ -189,6 +137,75 @@ def test_files_that_fail_to_decode_are_skipped_with_a_warning(tmp_path):
     assert len(lines) == len(bad) and len(manifest(tmp_path / "out")) == 5
     assert "skipped: 6 that fail to decode" in result.stdout
     assert "skipped: 1 smaller than 64 pixels" in result.stdout
+
+
+def test_files_that_cannot_be_read_are_skipped_with_a_warning(launch, tmp_path):
+    """Not only those that fail to decode: no rights, a broken disk, a folder without rights."""
+    folder = photos(tmp_path / "in")
+    photos(tmp_path / "in" / "closed")
+    (folder / "private.jpg").write_bytes(encode(picture(9)))
+    (folder / "private.jpg").chmod(0)
+    (folder / "broken.jpg").symlink_to("/proc/self/mem")  # reading its first byte is an EIO
+    (folder / "closed").chmod(0)
+    process = launch("prepare_data.py", "--images", folder, "--out", tmp_path / "out",
+                     powerless=True).finish()
+    (folder / "closed").chmod(0o700)
+    lines = sorted(line.partition("skipped ")[2] for line in process.stderr.splitlines())
+    assert lines == [f"{folder / 'closed'}: Permission denied",
+                     "broken.jpg: it fails to decode (Input/output error)",
+                     "private.jpg: it fails to decode (Permission denied)"]
+    assert len(manifest(tmp_path / "out")) == 4
+
+
+def test_memory_that_runs_out_is_no_photo_that_fails_to_decode(launch, tmp_path):
+    folder = photos(tmp_path / "in")
+    (folder / "large.png").write_bytes(encode(Image.new("RGB", (12000, 12000))))
+    with open(f"/proc/{launch.server.pid}/statm") as statm:
+        size = int(statm.read().split()[0]) * resource.getpagesize()
+    process = launch("prepare_data.py", "--images", folder, "--out", tmp_path / "out",
+                     limits={resource.RLIMIT_AS: size + 300 * 2**20}).finish(2)
+    line, = process.stderr.splitlines()
+    assert "error: out of memory (large.png" in line
+    assert not (tmp_path / "out").exists()
+
+
+def test_long_paths_make_file_names_that_can_be(script, tmp_path):
+    deep = tmp_path / "in" / ("ä" * 120) / ("b" * 200)
+    photos(deep, 2)
+    photos(deep / "c", 2, first=200)
+    script("prepare_data.py", "--images", tmp_path / "in", "--out", tmp_path / "out")
+    rows = manifest(tmp_path / "out")
+    assert len({row["file"] for row in rows}) == 4 and all(
+        (tmp_path / "out" / row["file"]).stat() and "plain_" in row["file"] for row in rows)
+
+
+def test_archives_of_either_kind_give_the_same_files(script, tmp_path):
+    """Zip files as Macs pack them, tar files as they are or packed; what is damaged is skipped."""
+    data = {f"Images/{name}/{i}.jpg": encode(picture(i)) for i in range(4)
+            for name in ("bedroom", "attic")}
+    with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_DEFLATED) as pack:
+        for name, contents in data.items():
+            pack.writestr(name, contents)
+            pack.writestr(f"__MACOSX/{name.replace('/', '/._')}", b"not a photo")
+        pack.writestr("../out.jpg", b"")
+    for kind in ("", "gz"):
+        with tarfile.open(tmp_path / f"a.tar{kind}", f"w:{kind}") as tar:
+            for name, contents in data.items():
+                add(tar, name, contents)
+    found = []
+    for name in ("a.zip", "a.tar", "a.targz"):
+        out = tmp_path / f"out {name}"
+        done = script("prepare_data.py", "--archive", tmp_path / name, "--out", out)
+        assert len(done.stderr.splitlines()) == (name == "a.zip")  # of the path outside
+        found.append(snapshot(out))
+    assert found[0] == found[1] == found[2] and len(found[0]) == 5
+    damaged = bytearray((tmp_path / "a.zip").read_bytes())
+    damaged[damaged.index(b"Images/bedroom/2.jpg") + 300] ^= 1
+    (tmp_path / "a.zip").write_bytes(damaged)
+    done = script("prepare_data.py", "--archive", tmp_path / "a.zip", "--class", "all", "--out",
+                  tmp_path / "all")
+    assert len(manifest(tmp_path / "all")) == 7
+    assert "skipped Images/bedroom/2.jpg: it fails to decode (" in done.stderr
 
 
 def test_again_changes_nothing_and_nothing_there_is_overwritten(tmp_path):
@@ -362,8 +379,8 @@ BAD = [  # more are in test_bad_input.py
     (["--images", "empty"], "no photos in empty"),
     (["--images", "twins"], "1 of them different"),
     (["--archive", "missing.tar"], "missing.tar"),
-    (["--archive", "file"], "not a whole tar archive"),
-    (["--archive", "nothing.tar"], "not a whole tar archive"),
+    (["--archive", "file"], "not a whole tar or zip archive"),
+    (["--archive", "nothing.tar"], "not a whole tar or zip archive"),
     (["--archive", "hollow.tar"], "no photos at all"),
     (["--archive", "a.tar", "--class", "../bedroom"], "class '../bedroom'"),
 ]
