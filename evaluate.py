@@ -79,7 +79,8 @@ def checkpoint_columns(args):
             cli.fail(f"{path}: unknown model {checkpoint['model']}")
         for large in ("networks", "optimizers", "sampler"):  # read again when it samples
             checkpoint.pop(large, None)
-        columns.append(Column(f"{checkpoint['model']} {checkpoint['step']}", path.parent,
+        step = checkpoint["step"] or path.stem
+        columns.append(Column(f"{checkpoint['model']} {step}", path.parent,
                               checkpoint["config"]["image_size"], files.file_sha256(path),
                               checkpoint["fit"], checkpoint))
     return columns
@@ -380,7 +381,7 @@ def generate(args, columns, device):
         folder = out / files.slug(column.name) if columns[1:] else out
         with tqdm(total=args.generate, desc=column.name, unit="img", disable=None) as bar:
             photos.save_images(images, folder, bar.update)
-    print(f"written to {out}/")
+    cli.say(f"written to {out}/")
 
 
 def explore(args, columns, device):
@@ -405,7 +406,7 @@ def explore(args, columns, device):
         if args.mix:
             z = sampling.latents(args.seed, args.mix, generator.z_dim)
             photos.save_grid(sampling.mixed(generator, z), out / f"mix_{name}.png", len(z) + 1)
-    print(f"written to {out}/")
+    cli.say(f"written to {out}/")
 
 
 def main(args):
@@ -442,7 +443,7 @@ def main(args):
     report.write(chosen, results, settings, f"{compared.caption}; {compared.margins}",
                  compared.out, args.json)
     draw(real, judged, compared, report.table(chosen, results), components, args.features)
-    print(f"written to {compared.out}/", file=sys.stderr if args.json == "-" else sys.stdout)
+    cli.say(f"written to {compared.out}/", sys.stderr if args.json == "-" else sys.stdout)
 
 
 if __name__ == "__main__":

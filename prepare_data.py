@@ -16,6 +16,8 @@ needs another --out.
 """
 
 import csv
+import errno
+import hashlib
 import http.client
 import io
 import lzma
@@ -155,6 +157,8 @@ def download(url, folder):
             remedy = f": delete {part} and run again" if error.code == 416 else ""
             cli.fail(f"{url} answers {error.code} {error.reason}{remedy}")
         except (OSError, http.client.HTTPException) as error:
+            if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                cli.fail(f"{part}: {error.strerror}")
             reason = getattr(error, "reason", error)
         have = part.stat().st_size if part.exists() else 0
         time.sleep(1)
@@ -207,16 +211,18 @@ def convert(data):
     ValueError for what fails to decode.
     """
     with imagefiles.opened(io.BytesIO(data)) as (image, suffix):
-        (width, height), pixels = image.size, image.tobytes()
+        width, height = image.size
         thumbnail = twins.thumbnail(image) if min(width, height) >= twins.THUMBNAIL else None
+        pixels = hashlib.sha256(f"{width}x{height}:".encode())
+        pixels.update(image.tobytes())
         if not suffix:
             buffer, image.info = io.BytesIO(), {}  # what the file said besides its pixels
             image.save(buffer, "PNG", compress_level=3)
             data = buffer.getvalue()
+        del image  # before its memory is given to others
     return data, suffix or ".png", {
         "width": width, "height": height, "file_sha256": files.sha256(data),
-        "pixel_sha256": files.sha256(f"{width}x{height}:".encode() + pixels),
-        "thumbnail": thumbnail}
+        "pixel_sha256": pixels.hexdigest(), "thumbnail": thumbnail}
 
 
 def load(numbered, folder):
@@ -407,17 +413,18 @@ def main(args):
         group_pictures(rows)
         sizes = split(rows, args.val_fraction, args.seed)
         changed = publish(rows, staging, args.out)
-    print(f"{args.out}: {sizes['train']} train and {sizes['val']} val photos"
-          + ("" if changed else "; nothing changed"))
+    cli.say(f"{args.out}: {sizes['train']} train and {sizes['val']} val photos"
+            + ("" if changed else "; nothing changed"))
     for reason, number in skipped.items():
-        print(f"skipped: {number} {reason}")
+        cli.say(f"skipped: {number} {reason}")
     if grouped := [row["group"] for row in rows if row["group"]]:
-        print(f"{len(grouped)} of the photos show {len(set(grouped))} pictures (re-encoded, "
-              "rescaled, cropped or mirrored): each stays on one side")
+        cli.say(f"{len(grouped)} of the photos show {len(set(grouped))} pictures (re-encoded, "
+                "rescaled, cropped or mirrored): each stays on one side")
 
 
 if __name__ == "__main__":
     args = parse_args()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for name in cli.stop_signals():
+        signal.signal(name, signal.default_int_handler)
     with cli.system_errors():
         main(args)

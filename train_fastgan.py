@@ -273,10 +273,9 @@ def main(args, initial):
     checkpoint = initial if args.resume else None
     numerics = start(args, initial, DEMO, **config)
     new, device = fresh(args, initial), numerics.device
-    if args.augment is None:
-        args.augment = AUGMENT[args.discriminator]
-    if args.variety is None:
-        args.variety = VARIETY[args.discriminator]
+    for name, defaults in (("augment", AUGMENT), ("variety", VARIETY)):
+        if getattr(args, name) is None:
+            setattr(args, name, defaults[args.discriminator])
     build = published if args.discriminator == "published" else projected
     try:
         generator = FastGANGenerator(**config).to(device)
@@ -314,7 +313,8 @@ def main(args, initial):
     update = run.recorded(step_and_average)
     for step in run.steps(args.iters):
         real = photos.mirror(photos.take_batch(images, run.draw(), device))
-        run.add(update(real, torch.full((), sampling.average_weight(step), device=device)))
+        weight = sampling.average_weight(run.trained + step)
+        run.add(update(real, torch.full((), weight, device=device)))
         if run.log_due and len(sets) > 1:
             run.log(**mean_logits(networks, logits, numerics, sets, step // args.log_every, args))
         else:

@@ -17,6 +17,7 @@ from nets import DCGANGenerator, FastGANGenerator, GANGenerator, VAEDecoder
 GENERATORS = {"gan": GANGenerator, "dcgan": DCGANGenerator, "vae": VAEDecoder,
               "fastgan": FastGANGenerator}
 FORMAT = 2  # 1 had a checksum of its own and only whole epochs; newer ones than this are refused
+LONG = 9000  # steps after which the average has its lasting weight
 FIELDS = {  # what every reader relies on
     "model": str, "step": int, "config": dict, "args": dict, "networks": dict, "sampler": dict,
     "fit": str, "data": (str, type(None))}
@@ -187,11 +188,11 @@ def from_published(saved, path):
             sampler.update(zip(names, saved["g_ema"], strict=True))
     except (AttributeError, KeyError, TypeError, ValueError, IndexError) as error:
         cli.fail(f"{path} is not a FastGAN checkpoint ({type(error).__name__}: {error})")
-    step = re.search(r"\d+$", path.stem)
+    step = re.fullmatch(r"(all_)?(\d+)( \(\d+\))?", path.stem)  # (1): of a second download
     optimizers = {"generator": saved.get("opt_g"), "discriminator": saved.get("opt_d")}
     args = {"size": config["image_size"], "z_dim": z_dim, "features": features}
     return {"model": "fastgan", "config": config, "args": args,
-            "step": int(step.group()) if step else 0,
+            "step": int(step[2]) if step else 0, "trained": 0 if step else LONG,
             "networks": {"generator": g, "discriminator": d}, "sampler": sampler,
             "optimizers": optimizers if saved.get("opt_g") else None, "published": True}
 

@@ -1,7 +1,10 @@
 """The command line: parser, types of numbers, the training scripts' flags, errors in one line."""
 
 import argparse
+import codecs
 import contextlib
+import errno
+import functools
 import math
 import os
 import signal
@@ -20,15 +23,70 @@ def _speaker():
     return f"{script}: process {os.environ['RANK']}" if several else script
 
 
+@contextlib.contextmanager
+def _heard(stream):
+    """Lets a pipe or a terminal that is gone swallow what is said (`| tee log`, then Ctrl-C)."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.EPIPE, errno.EIO):
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def say(message, file=None):
+    """Prints a line at once, for as long as somebody hears it."""
+    file = file or sys.stdout
+    with _heard(file):
+        print(message, file=file, flush=True)
+
+
 def fail(message):
     """Prints one line to stderr and exits with code 2: the input was wrong, not the program."""
-    print(f"{_speaker()}: error: {' '.join(str(message).split())}", file=sys.stderr, flush=True)
+    say(f"{_speaker()}: error: {' '.join(str(message).split())}", sys.stderr)
     sys.exit(2)
 
 
 def warn(message):
     """Prints one line to stderr, above a progress bar if there is one."""
-    tqdm.write(f"{_speaker()}: warning: {message}", file=sys.stderr)
+    with _heard(sys.stderr):
+        tqdm.write(f"{_speaker()}: warning: {message}", file=sys.stderr)
+
+
+@functools.cache
+def warn_once(message):
+    """As warn, but once."""
+    warn(message)
+
+
+def _in_ascii(error):
+    """What stands for characters that a terminal's encoding lacks."""
+    names = {"×": "x", "±": "+-", "∞": "inf", "–": "-", "−": "-", "²": "2"}
+    return "".join(names.get(c, "?") for c in error.object[error.start : error.end]), error.end
+
+
+codecs.register_error("in_ascii", _in_ascii)
+
+
+def stop_signals():
+    """The signals that ask a script to stop; SIGHUP, of a closed terminal, unless it is ignored (by
+    nohup)."""
+    ignored = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    return [signal.SIGINT, signal.SIGTERM, *([] if ignored else [signal.SIGHUP])]
+
+
+def catch_signals():
+    """A list that the first signal to stop enters; a second SIGINT or SIGTERM ends the process."""
+    caught = []
+
+    def note(number, frame):
+        caught.append(number)
+        for name in stop_signals():  # a terminal that closes sends SIGHUP more than once
+            signal.signal(name, signal.SIG_IGN if name == signal.SIGHUP else signal.SIG_DFL)
+
+    for name in stop_signals():
+        signal.signal(name, note)
+    return caught
 
 
 @contextlib.contextmanager
@@ -46,9 +104,10 @@ def system_errors(smaller=""):
         words = ("llocate", "overflowed", "bad_alloc")
         if not (isinstance(error, MemoryError) or any(word in str(error) for word in words)):
             raise
-        fail(f"out of memory ({error})" + (f": a smaller {smaller} helps" if smaller else ""))
+        reason = f" ({error})" if str(error) else ""
+        fail(f"out of memory{reason}" + (f": a smaller {smaller} helps" if smaller else ""))
     except KeyboardInterrupt:
-        print(f"{_speaker()}: interrupted", file=sys.stderr)
+        say(f"{_speaker()}: interrupted", sys.stderr)
         sys.exit(128 + signal.SIGINT)
 
 
@@ -75,6 +134,15 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, doc):
         super().__init__(description=doc, usage="%(prog)s [flags]", formatter_class=_Help,
                          allow_abbrev=False)
+        for stream in (sys.stdout, sys.stderr):  # from its first line on, --help
+            stream.reconfigure(errors="in_ascii")
+
+    def parse_known_args(self, args=None, namespace=None):
+        """As argparse's; the ~ of --out=~/x, which shells leave, becomes the home folder."""
+        args = sys.argv[1:] if args is None else args
+        args = [flag + equals + os.path.expanduser(value) if flag.startswith("--") else arg
+                for arg in args for flag, equals, value in [arg.partition("=")]]
+        return super().parse_known_args(args, namespace)
 
     def error(self, message):
         fail(f"{self.source}{message}")

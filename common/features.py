@@ -113,7 +113,7 @@ def write_cache(path, value):
         with files.replacing(path) as file:
             torch.save({"value": value, "name": path.name}, file)
     except OSError as error:
-        cli.warn(f"{path} not written ({error.strerror})")
+        cli.warn_once(f"nothing is kept in {path.parent} ({error.strerror})")
 
 
 # Whole sets ----------------------------------------------------------------------------------

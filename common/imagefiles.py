@@ -26,10 +26,14 @@ from common import cli
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM", "AVIF")
 SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".bmp", ".tif", ".tiff", ".webp",
             ".ppm", ".avif")
-MEMORY = 750 * 2**20  # bytes that images may take while they are decoded, but one larger alone
+MEMORY = 600 * 2**20  # bytes that images may take while they are decoded, but one larger alone
+M_ARENA_MAX = -8  # of glibc's malloc.h
 THREADS = 16  # at most: their files and what is made of them take memory, too
 
 Image.MAX_IMAGE_PIXELS = 150_000_000  # Pillow refuses twice as many: telephones make 200 million
+# glibc keeps what a thread frees for that thread: without these two lines 16 threads keep 2 GB.
+Image.core.set_block_size(64 * 2**20)
+ctypes.CDLL(None).mallopt(M_ARENA_MAX, 2)
 warnings.filterwarnings("ignore", module="PIL")  # of an image that decodes all the same
 with contextlib.suppress(OSError), open("/proc/self/maps") as loaded:
     # libtiff prints each of its complaints, without the file's name; Pillow raises what matters.
@@ -48,8 +52,8 @@ def is_image(path):
 def find(folder, out=None):
     """The image files in a folder and its subfolders, sorted by their paths.
 
-    Not in hidden folders, in `out`, nor in the eval/ that evaluate.py wrote beside images. A line
-    says which folders can't be read, and how many images have names that are none of images.
+    Not in hidden folders, in `out`, nor in what training and evaluation wrote. A line says which
+    folders can't be read, and how many images have names that are none of images.
     """
     folder, out = Path(folder), out and Path(out).resolve()
     if not folder.is_dir():
@@ -62,7 +66,7 @@ def find(folder, out=None):
             if path.is_symlink():
                 cli.warn(f"skipped {path}: a link to a folder; give that folder itself")
         names[:] = [path.name for path in below if not path.is_symlink() and path.resolve() != out
-                    and not (path.name == "eval" and (path / "metrics.json").exists())]
+                    and not any((path / name).exists() for name in ("args.json", "metrics.json"))]
         for path in (Path(parent, name) for name in members if not name.startswith(".")):
             if path.is_file():
                 (found if is_image(path) else others).append(path)
@@ -99,14 +103,15 @@ def opened(file):
     For as long as it is open, it takes its part of the MEMORY that threads share. Raises
     ValueError, with the reason, for a file that fails to be read or decoded.
     """
-    with contextlib.ExitStack() as stack:
+    with contextlib.ExitStack() as claim:
         try:
-            image = stack.enter_context(Image.open(file, formats=FORMATS))
-            converted = _sideways(image) or "icc_profile" in image.info
-            # Bytes of a pixel: four as Pillow holds it, and four in each of a few copies.
-            share = 24 if image.mode != "RGB" else 16 if converted else 8
-            stack.enter_context(_memory.taken(image.width * image.height * share))
-            image, suffix = _srgb(image)
+            with Image.open(file, formats=FORMATS) as source:
+                converted = _sideways(source) or "icc_profile" in source.info
+                # Bytes of a pixel: four as Pillow holds it, and four in each of a few copies.
+                share = 24 if source.mode != "RGB" else 16 if converted else 8
+                claim.enter_context(_memory.taken(source.width * source.height * share))
+                image, suffix = _srgb(source)
+            del source
         except MemoryError:
             raise
         except Exception as error:  # Pillow answers broken bytes with nearly every type there is
@@ -114,6 +119,7 @@ def opened(file):
                 raise MemoryError(str(error)) from error
             raise ValueError(reason(error)) from error
         yield image, suffix
+        del image  # before other threads are given its memory
 
 
 def size(path):

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from common import files
 from common.weights import full_precision, lpips_network, small_batches
 
 CHUNK = 2**14  # coordinates held at once
@@ -148,8 +149,9 @@ def lpips_points(batches, network, total):
             maps = layer(maps)
             scale = (head.model[-1].weight / maps[0, 0].numel()).sqrt() * HALF_SCALE
             points = normalize_tensor(maps).mul_(scale).flatten(1).cpu().numpy()
-            file.write(points.astype(dtype, order="C"))
-            file.flush()
+            with files.naming(tempfile.gettempdir()):
+                file.write(points.astype(dtype, order="C"))
+                file.flush()
             widths.append(points.shape[1])
         done += len(batch)
     if done < total:

@@ -147,7 +147,7 @@ def load_images(data, split, size, fit="square"):
         with files.replacing(label) as file:
             file.write(json.dumps({"key": key, "sha256": fingerprint}).encode())
     except OSError as error:
-        cli.warn(f"{cache} not written ({error.strerror or error})")
+        cli.warn_once(f"nothing is kept in {cache.parent} ({error.strerror or error})")
     return images, fingerprint
 
 
@@ -306,7 +306,13 @@ def save_images(batches, folder, update=lambda images: None):
     """
     folder.mkdir(parents=True, exist_ok=True)
     for row, image in enumerate(image for batch in batches for image in batch):
-        Image.fromarray(image.permute(1, 2, 0).numpy()).save(folder / f"{row:05d}.png")
+        path = folder / f"{row:05d}.png"
+        try:
+            with files.naming(path):
+                Image.fromarray(image.permute(1, 2, 0).numpy()).save(path)
+        except OSError:
+            path.unlink(missing_ok=True)  # a part of an image
+            raise
         update(1)
 
 

@@ -11,7 +11,7 @@ import json
 import math
 import sys
 
-from common import files
+from common import cli, files
 from common.rows import GROUPS
 
 STUDY = [  # published, not ours: 331 images a set at 1024×1024
@@ -112,14 +112,14 @@ def write(rows, results, settings, caption, out, json_path):
         with files.replacing(path) as file:
             file.write(content.encode())
     messages = sys.stderr if json_path == "-" else sys.stdout
-    print(text, file=messages)
+    cli.say(text, messages)
     for result in results:
         for kind, found in result.get("suspects", {}).items():
             if found:
                 few = ", ".join(suspect["name"] for suspect in found[:5])
                 dots = ", ..." if len(found) > 5 else ""
-                print(f"{result['name']}: {len(found)} of {settings['n']} nearer to a training "
-                      f"photo than 99% of the validation photos by {kind}: {few}{dots}",
-                      file=messages)
+                cli.say(f"{result['name']}: {len(found)} of {settings['n']} nearer to a training "
+                        f"photo than 99% of the validation photos by {kind}: {few}{dots}",
+                        messages)
     if json_path == "-":
-        print(as_json)
+        cli.say(as_json)

@@ -11,7 +11,6 @@ import math
 import os
 import platform
 import re
-import signal
 import subprocess
 import sys
 import time
@@ -256,20 +255,6 @@ def plot_losses(folder, apart=()):
                         apart)
 
 
-def catch_signals():
-    """A list that the first SIGINT or SIGTERM enters; the second one ends the process."""
-    caught = []
-
-    def note(number, frame):
-        caught.append(number)
-        for name in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(name, signal.SIG_DFL)
-
-    for name in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(name, note)
-    return caught
-
-
 # The run -------------------------------------------------------------------------------------
 
 
@@ -290,6 +275,7 @@ class Run:
         self.checkpoint, self.apart, self.fresh = checkpoint, apart, fresh
         self.step = self.iteration = self.logged = 0  # logged: the iteration of the last row
         self.seen = 0  # photos taken by `draw` so far
+        self.trained = 0  # steps before those that are counted
         self.taken = 0  # photos taken of the epoch in hand, where it is not finished
         self.stop = 0  # the signal that all processes have agreed to stop for
         self.losses = []  # of each iteration since the last row, on the device
@@ -306,7 +292,7 @@ class Run:
 
     def restore(self, saved):
         """Puts the checkpoint's state into the networks, the optimisers and every generator."""
-        self.step, path = saved["step"], saved["path"]
+        self.step, path, self.trained = saved["step"], saved["path"], saved.get("trained", 0)
         if saved["data"] not in (None, self.fingerprint):
             cli.fail(f"a resumed run keeps its photos: {saved['args'].get('data')} "
                      f"({saved['data'][:12]}) in {path}, {self.args.data} "
@@ -322,6 +308,8 @@ class Run:
             cli.warn(f"{path} holds no optimisers: Adam starts afresh")
         self.iteration = self.logged = self.step
         self.seen = self.step * self.args.batch_size * devices.processes()
+        if saved["published"] and self.trained:
+            cli.warn(f"{path} does not say its step: taken as trained long, and counted from 0")
         if not saved["published"]:
             self.iteration = saved.get("iteration", self.step)
             self.logged, self.seen = saved["logged"], saved["seen"]
@@ -343,7 +331,7 @@ class Run:
 
     def steps(self, total):
         """The steps from here to `total`, with a progress bar; ends early after a signal."""
-        say = print if devices.rank() == 0 else lambda *_, **__: None
+        say = cli.say if devices.rank() == 0 else lambda *_, **__: None
         first = self.step if self.taken else self.step + 1
         if first > total:
             say(f"{self.checkpoint['path']} is at step {self.step} of {total}: nothing to do")
@@ -351,8 +339,8 @@ class Run:
         if devices.rank() == 0:
             self.folder = open_folder(self.args, self.model, self.checkpoint)
         say(f"{self.model} on {self.photos} photos at {self.args.size}×{self.args.size}, "
-            f"{self.device}; run folder {self.folder}", flush=True)
-        self.total, self.caught = total, catch_signals()
+            f"{self.device}; run folder {self.folder}")
+        self.total, self.caught = total, cli.catch_signals()
         self.bar = tqdm(range(first, total + 1), initial=first - 1, total=total, unit="step",
                         disable=True if devices.rank() > 0 else None)
         with self.bar:
@@ -364,7 +352,7 @@ class Run:
         say(f"step {self.step}: {self.path}; peak memory "
             f"{devices.peak_memory(self.device):.1f} GiB")
         if self.stop:
-            say(f"stopped by a signal; --resume {self.folder} goes on", file=sys.stderr)
+            say(f"stopped by a signal; --resume {self.folder} goes on", sys.stderr)
         # torchrun ends all processes when one ends: not before all is written.
         devices.together(distributed.barrier)
         if distributed.is_initialized():
@@ -403,6 +391,9 @@ class Run:
         """Whether a process has caught a signal: the same answer in all of them."""
         stop = torch.tensor(self.caught[0] if self.caught else 0)
         devices.together(distributed.all_reduce, stop, distributed.ReduceOp.MAX)
+        if stop and not self.stop and devices.rank() == 0:
+            cli.say("stopping: a checkpoint is being saved; a second signal would end this without",
+                    sys.stderr)
         self.stop = int(stop)
         return bool(self.stop)
 
@@ -492,5 +483,6 @@ class Run:
             "optimizers": {name: adam.state_dict() for name, adam in self.optimizers.items()},
             "scaler": self.numerics.scaler.state_dict(), "skipped": int(self.numerics.skipped),
             "data": self.fingerprint, "iteration": self.iteration, "logged": self.logged,
-            "seen": self.seen, "taken": self.taken, **own, "others": others,
+            "seen": self.seen, "taken": self.taken, "trained": self.trained,
+            **own, "others": others,
         }, self.args.keep)

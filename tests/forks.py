@@ -105,9 +105,10 @@ def run(request):
     """What the forked process does, without return."""
     code = 1
     try:
-        for number, suffix in ((1, ".out"), (2, ".err")):
-            file = os.open(request["out"] + suffix, os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
-            os.dup2(file, number)
+        for number, name in ((1, "stdout"), (2, "stderr")):
+            path = f"{request['out']}.{name[3:]}"
+            os.dup2(os.open(path, os.O_CREAT | os.O_WRONLY | os.O_TRUNC), number)
+            setattr(sys, name, open(number, "w", buffering=1, closefd=False))  # noqa: SIM115
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         os.chdir(request["cwd"])
         os.environ.update(request["env"])

@@ -216,12 +216,14 @@ def test_what_counts_as_an_image():
 def test_images_of_subfolders_are_found_and_what_is_left_out_is_said(folder, tmp_path, capfd):
     image = (folder / "palette.png").read_bytes()
     for name in ("b/2.png", "b/1.PNG", "a.png", "b/c d/3.png", ".hidden/4.png", "b/.5.png",
-                 "eval/suspects.png", "mine/eval/6.png", "out/7.png", "photo", "b/8.png_large"):
+                 "eval/suspects.png", "runs/a/samples.png", "mine/eval/6.png", "out/7.png",
+                 "photo", "b/8.png_large"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(image)
     (tmp_path / "b" / "iphone.heic").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")
     (tmp_path / "b" / "notes.txt").write_text("not an image")
     (tmp_path / "eval" / "metrics.json").write_text("{}")
+    (tmp_path / "runs" / "a" / "args.json").write_text("{}")
     (tmp_path / "linked").symlink_to(folder)
     os.mkfifo(tmp_path / "pipe.png")
     found = imagefiles.find(tmp_path, tmp_path / "out")

@@ -7,6 +7,7 @@ import shutil
 import signal
 import time
 from argparse import Namespace
+from pathlib import Path
 
 import pytest
 import tiny
@@ -113,6 +114,24 @@ def test_disk_full_while_it_trains(launch, data, whole, tmp_path, which, room):
     assert_same(whole, run, 200)
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+def test_a_stop_when_nobody_hears_it(launch, data, tmp_path, number):
+    """`train ... | tee log` and Ctrl-C, which ends tee, too; a terminal that is closed."""
+    out, readers = Path(launch.folder.name, str(len(launch.started))), []
+    for suffix in (".out", ".err"):
+        os.mkfifo(out.with_suffix(suffix))
+        readers.append(os.open(out.with_suffix(suffix), os.O_RDONLY | os.O_NONBLOCK))
+    process = launch(*TINY, "--data", data, "--epochs", 10**6, "--log-every", 1, "--name", "run",
+                     cwd=tmp_path)
+    run = tmp_path / "runs" / "run"
+    code = process.wait(lambda: (run / "log.csv").exists())
+    assert code is None, os.read(readers[1], 2000)
+    for reader in readers:
+        os.close(reader)
+    assert process.kill(number) == 128 + number
+    assert len(checkpoints.find_all(run)) == 1 and not list(run.glob(".*"))
+
+
 def test_disk_full_at_the_start(launch, data, tmp_path):
     process = launch(*TINY, "--data", data, "--name", "run", cwd=tmp_path,
                      limits={resource.RLIMIT_FSIZE: 100})
@@ -139,7 +158,7 @@ def test_read_only_folders(launch, whole, data, tmp_path):
     assert "Permission denied" in one_line(process)
     process = launch(*TINY, "--data", folder, "--epochs", 1, "--name", "done", cwd=tmp_path,
                      powerless=True)
-    assert process.wait() == 0 and "not written (Permission denied)" in process.stderr
+    assert process.wait() == 0 and "photos/.cache (Permission denied)" in process.stderr
     for sealed in (run, out, folder):
         sealed.chmod(0o755)
 

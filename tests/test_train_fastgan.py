@@ -3,6 +3,7 @@
 import json
 import runpy
 import sys
+from argparse import Namespace
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from test_checkpoints import published_file
 from test_resume import rows
 from torch.nn import functional as F
 
+import evaluate
 import nets
 import train_fastgan
 from common import checkpoints, devices, photos, sampling
@@ -358,6 +360,22 @@ def test_resume_from_published_files(script, bedrooms, tmp_path):
             assert {state["step"].item() for state in optimizer["state"].values()} <= updates
         shift = saved["sampler"]["to_big.weight_orig"] - g.to_big.weight_orig.detach()
         assert (shift - (5 if name == "all_20041" else 0)).abs().max() < 0.01
+
+
+def test_resume_from_a_published_file_whose_name_holds_no_step(script, bedrooms, tmp_path):
+    """Its average goes on as that of networks trained long, in the run that resumes it, too."""
+    g = published_networks(tmp_path)
+    path = (tmp_path / "all_20041.pth").rename(tmp_path / "bedroom_best2.pth")
+    for resume, step in ((path, 1), (tmp_path / "run", 2)):
+        more = ["--data", bedrooms, "--reconstruction", "l1", "--batch-size", 2, "--name", "run"]
+        done = script("train_fastgan.py", "--resume", resume, "--iters", step, "--out", tmp_path,
+                      *(more if step == 1 else []))
+        assert ("best2.pth does not say its step" in done.stderr) == (step == 1)
+        saved = checkpoints.read(tmp_path / "run" / f"ckpt_00000{step}.pth")
+        shift = saved["sampler"]["to_big.weight_orig"] - g.to_big.weight_orig.detach()
+        assert (shift - 5).abs().max() < 0.02
+    assert evaluate.checkpoint_columns(Namespace(run=None, ckpt=[str(path)]))[0].name == (
+        "fastgan bedroom_best2")
 
 
 def test_a_published_generator_goes_on_with_the_projected_discriminator(script, bedrooms, tmp_path):
