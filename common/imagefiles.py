@@ -11,6 +11,7 @@ import contextlib
 import ctypes
 import functools
 import io
+import math
 import os
 import re
 import threading
@@ -27,6 +28,7 @@ FORMATS = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM", "AVIF")
 SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".bmp", ".tif", ".tiff", ".webp",
             ".ppm", ".avif")
 MEMORY = 600 * 2**20  # bytes that images may take while they are decoded, but one larger alone
+QUOTA = Path("/sys/fs/cgroup/cpu.max")  # microseconds of CPU time in so many microseconds
 M_ARENA_MAX = -8  # of glibc's malloc.h
 THREADS = 16  # at most: their files and what is made of them take memory, too
 
@@ -227,11 +229,13 @@ def _eight_bits(image):
 
 
 def threads():
-    """How many threads decode: of the CPUs that this process may use, by its affinity and the quota
-    of its container, at most THREADS."""
-    from joblib import cpu_count  # scikit-learn's; slow to import
-
-    return min(cpu_count(), THREADS)
+    """How many threads decode: of the CPUs that this process may use, by its affinity and by the
+    quota of its container, at most THREADS."""
+    cpus = len(os.sched_getaffinity(0))
+    with contextlib.suppress(OSError, ValueError):  # no container, or one without a quota: "max"
+        quota, period = QUOTA.read_text().split()
+        cpus = min(cpus, math.ceil(int(quota) / int(period)))
+    return min(cpus, THREADS)
 
 
 class _Budget:

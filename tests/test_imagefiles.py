@@ -237,12 +237,16 @@ def test_images_of_subfolders_are_found_and_what_is_left_out_is_said(folder, tmp
 # At once
 
 
-def test_threads_keep_to_their_cpus(monkeypatch):
-    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 5, 6}, raising=False)
+def test_threads_keep_to_their_cpus(monkeypatch, tmp_path):
+    """Of 64 CPUs those that the process may run on, and as many as its container's quota lasts."""
     monkeypatch.setattr(os, "cpu_count", lambda: 64)
-    assert imagefiles.threads() <= 3
-    monkeypatch.setattr("joblib.cpu_count", lambda: 64)
-    assert imagefiles.threads() == imagefiles.THREADS
+    monkeypatch.setattr(imagefiles, "QUOTA", tmp_path / "cpu.max")
+    for cpus, quota, expected in ((64, None, 16), (3, None, 3), (64, "max 100000\n", 16),
+                                  (64, "250000 100000\n", 3), (2, "250000 100000\n", 2)):
+        monkeypatch.setattr(os, "sched_getaffinity", lambda pid, cpus=cpus: set(range(cpus)))
+        if quota:
+            (tmp_path / "cpu.max").write_text(quota)
+        assert imagefiles.threads() == expected, (cpus, quota)
 
 
 def test_images_wait_until_there_is_memory_for_them(monkeypatch, folder):

@@ -1,10 +1,12 @@
 """LPIPS as a loss and between all pairs of two sets, against the lpips package's module."""
 
 import copy
+import tempfile
 from functools import partial
 
 import pytest
 import torch
+from damage import small_disk
 from drawn import smooth
 
 import metrics
@@ -97,3 +99,9 @@ def test_images_of_other_sizes_and_numbers_are_refused(alex):
             perceptual.lpips_points(batches, alex, total=total)
     with pytest.raises(ValueError, match="uint8"):
         perceptual.lpips_points([x.float()], alex, total=7)
+
+
+def test_a_disk_without_room_for_points_is_named(alex):
+    with small_disk(1000), pytest.raises(OSError) as error:
+        points(smooth(2), alex)
+    assert error.value.filename == tempfile.gettempdir()

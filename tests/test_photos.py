@@ -252,6 +252,15 @@ def test_grid_shows_images_row_by_row(tmp_path):
     assert grid.shape == (8 + 14, 64, 3) and grid[8:].max() > 200
 
 
+def test_a_disk_that_fills_up_leaves_no_part_of_an_image(tmp_path):
+    images = torch.randint(256, (3, 3, 40, 40), dtype=torch.uint8)
+    images[0] = 0
+    with small_disk(2000), pytest.raises(OSError) as error:
+        photos.save_images([images], tmp_path)
+    assert error.value.filename == str(tmp_path / "00001.png")
+    assert [path.name for path in tmp_path.iterdir()] == ["00000.png"]
+
+
 def test_what_a_thread_makes_ahead():
     assert list(photos.ahead(range(1, 8))) == list(range(1, 8))
 

@@ -13,7 +13,6 @@ import subprocess
 import sys
 import tarfile
 import time
-import zipfile
 from collections import Counter
 from pathlib import Path
 
@@ -177,35 +176,6 @@ def test_long_paths_make_file_names_that_can_be(script, tmp_path):
     rows = manifest(tmp_path / "out")
     assert len({row["file"] for row in rows}) == 4 and all(
         (tmp_path / "out" / row["file"]).stat() and "plain_" in row["file"] for row in rows)
-
-
-def test_archives_of_either_kind_give_the_same_files(script, tmp_path):
-    """Zip files as Macs pack them, tar files as they are or packed; what is damaged is skipped."""
-    data = {f"Images/{name}/{i}.jpg": encode(picture(i)) for i in range(4)
-            for name in ("bedroom", "attic")}
-    with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_DEFLATED) as pack:
-        for name, contents in data.items():
-            pack.writestr(name, contents)
-            pack.writestr(f"__MACOSX/{name.replace('/', '/._')}", b"not a photo")
-        pack.writestr("../out.jpg", b"")
-    for kind in ("", "gz"):
-        with tarfile.open(tmp_path / f"a.tar{kind}", f"w:{kind}") as tar:
-            for name, contents in data.items():
-                add(tar, name, contents)
-    found = []
-    for name in ("a.zip", "a.tar", "a.targz"):
-        out = tmp_path / f"out {name}"
-        done = script("prepare_data.py", "--archive", tmp_path / name, "--out", out)
-        assert len(done.stderr.splitlines()) == (name == "a.zip")  # of the path outside
-        found.append(snapshot(out))
-    assert found[0] == found[1] == found[2] and len(found[0]) == 5
-    damaged = bytearray((tmp_path / "a.zip").read_bytes())
-    damaged[damaged.index(b"Images/bedroom/2.jpg") + 300] ^= 1
-    (tmp_path / "a.zip").write_bytes(damaged)
-    done = script("prepare_data.py", "--archive", tmp_path / "a.zip", "--class", "all", "--out",
-                  tmp_path / "all")
-    assert len(manifest(tmp_path / "all")) == 7
-    assert "skipped Images/bedroom/2.jpg: it fails to decode (" in done.stderr
 
 
 def test_again_changes_nothing_and_nothing_there_is_overwritten(tmp_path):
