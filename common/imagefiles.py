@@ -68,7 +68,7 @@ def find(folder, out=None):
             if path.is_symlink():
                 cli.warn(f"skipped {path}: a link to a folder; give that folder itself")
         names[:] = [path.name for path in below if not path.is_symlink() and path.resolve() != out
-                    and not any((path / name).exists() for name in ("args.json", "metrics.json"))]
+                    and not any(map(os.path.exists, (path / "args.json", path / "metrics.json")))]
         for path in (Path(parent, name) for name in members if not name.startswith(".")):
             if path.is_file():
                 (found if is_image(path) else others).append(path)

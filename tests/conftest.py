@@ -12,7 +12,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
-from forks import ROOT, Launcher  # noqa: E402
+from forks import ROOT, shared  # noqa: E402
 
 sys.path.insert(0, str(ROOT))
 
@@ -50,9 +50,7 @@ def random_state_untouched():
 @pytest.fixture(scope="session")
 def launch():
     """launch("train_gan.py", "--size", 8, cwd=...) -> a forks.Process: quick, to be killed."""
-    launcher = Launcher()
-    yield launcher
-    launcher.close()
+    return shared()
 
 
 @pytest.fixture(scope="session")

@@ -4,8 +4,10 @@ Run as a program it is that process: it reads one request a line and answers in 
 two pipes of a Launcher and a script with its arguments, it has that Launcher's process run these.
 """
 
+import atexit
 import contextlib
 import ctypes
+import functools
 import itertools
 import json
 import os
@@ -60,6 +62,14 @@ class Launcher:
         self.requests.close()
         self.server.wait(60)
         self.folder.cleanup()
+
+
+@functools.cache
+def shared():
+    """The Launcher of all tests in this process."""
+    launcher = Launcher()
+    atexit.register(launcher.close)
+    return launcher
 
 
 class Process:

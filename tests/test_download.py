@@ -104,7 +104,7 @@ def test_damaged_archive_is_refused_before_anything_is_written(tmp_path):
     }.items():
         (tmp_path / where).write_bytes(data)
         refuse("--archive", tmp_path / where, "--out", tmp_path / "new/out",
-               says="is not a whole tar archive")
+               says="is not a whole tar or zip archive")
         assert not (tmp_path / "new").exists()
 
 

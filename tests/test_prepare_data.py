@@ -16,6 +16,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
+import forks
 import numpy as np
 import pytest
 from PIL import Image
@@ -26,11 +27,8 @@ SCRIPT = ROOT / "prepare_data.py"
 REAL_ARCHIVE = ROOT.parent / "shared/data/indoor_houses.tar"
 
 
-def prepare(*args, code=0, **kwargs):
-    command = [sys.executable, str(SCRIPT), *map(str, args)]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=120, **kwargs)
-    assert result.returncode == code, result
-    return result
+def prepare(*args, code=0, **options):
+    return forks.shared()("prepare_data.py", *args, **options).finish(code)
 
 
 def refuse(*args, says, **kwargs):
