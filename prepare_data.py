@@ -95,11 +95,17 @@ def archive_photos(path, class_name):
             *_, parent, name = ("", *PurePosixPath(source).parts)
             if class_name == "all" and parent and not name.startswith(f"{parent}_"):
                 name = f"{parent}_{name}"
-            with suppress(Exception):  # what fails here fails again in its thread, which says so
-                read = partial(bytes, read())  # in their order: a packed archive is read once
+            try:  # in their order: a packed archive is read once
+                read = partial(bytes, read())
+            except Exception as error:
+                read = partial(fails, error)
             yield source, name, read
 
     return len(chosen), photos()
+
+
+def fails(error):
+    raise error
 
 
 def tar_members(path):
@@ -112,7 +118,8 @@ def tar_members(path):
         if archive.fileobj.read(512) != bytes(512):  # tarfile takes any bad header for the end
             raise tarfile.ReadError("its end is missing")
     except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError) as error:
-        cli.fail(f"{path} is not a whole tar or zip archive ({error}): fetch it again")
+        cli.fail(f"{path} is not a whole tar or zip archive ({str(error).splitlines()[0]}): fetch "
+                 "it again")
 
     def read(member):
         return archive.extractfile(member).read()
@@ -123,8 +130,13 @@ def tar_members(path):
 
 def zip_members(path):
     """The same of a zip file."""
-    archive = zipfile.ZipFile(path)  # whose list of files is_zipfile has found
-    return [(member.filename, partial(archive.read, member))
+    try:
+        archive = zipfile.ZipFile(path)
+    except zipfile.BadZipFile as error:
+        cli.fail(f"{path} is not a whole tar or zip archive ({error}): fetch it again")
+    if any(member.flag_bits & 1 for member in archive.infolist()):
+        cli.fail(f"{path} is encrypted: unpack it, and give --images the folder")
+    return [(member.filename.replace("\\", "/"), partial(archive.read, member))
             for member in archive.infolist() if not member.is_dir()]
 
 
@@ -240,7 +252,7 @@ def load(numbered, folder):
     with files.naming(path):
         path.write_bytes(data)
     stem = PurePosixPath(name).stem.encode()[-NAME_BYTES:].decode(errors="ignore")
-    return {"source": source, "path": path, "file": stem + suffix, **columns}
+    return {"source": source, "path": path, "file": stem.lstrip(".") + suffix, **columns}
 
 
 def write_photos(photos, total, folder, min_size):
@@ -425,6 +437,6 @@ def main(args):
 if __name__ == "__main__":
     args = parse_args()
     for name in cli.stop_signals():
-        signal.signal(name, signal.default_int_handler)
+        signal.signal(name, cli.interrupt)
     with cli.system_errors():
         main(args)

@@ -30,7 +30,7 @@ def _heard(stream):
         yield
     except OSError as error:
         if error.errno not in (errno.EPIPE, errno.EIO):
-            raise
+            raise OSError(error.errno, error.strerror, stream.name) from error
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
@@ -50,7 +50,8 @@ def fail(message):
 def warn(message):
     """Prints one line to stderr, above a progress bar if there is one."""
     with _heard(sys.stderr):
-        tqdm.write(f"{_speaker()}: warning: {message}", file=sys.stderr)
+        line = ' '.join(str(message).split())
+        tqdm.write(f"{_speaker()}: warning: {line}", file=sys.stderr)
 
 
 @functools.cache
@@ -73,6 +74,11 @@ def stop_signals():
     nohup)."""
     ignored = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
     return [signal.SIGINT, signal.SIGTERM, *([] if ignored else [signal.SIGHUP])]
+
+
+def interrupt(number, frame):
+    """A signal's handler: as Ctrl-C, but with its own exit code."""
+    raise KeyboardInterrupt(number)
 
 
 def catch_signals():
@@ -106,9 +112,9 @@ def system_errors(smaller=""):
             raise
         reason = f" ({error})" if str(error) else ""
         fail(f"out of memory{reason}" + (f": a smaller {smaller} helps" if smaller else ""))
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         say(f"{_speaker()}: interrupted", sys.stderr)
-        sys.exit(128 + signal.SIGINT)
+        sys.exit(128 + (stop.args or [signal.SIGINT])[0])
 
 
 class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -134,7 +140,7 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, doc):
         super().__init__(description=doc, usage="%(prog)s [flags]", formatter_class=_Help,
                          allow_abbrev=False)
-        for stream in (sys.stdout, sys.stderr):  # from its first line on, --help
+        for stream in filter(None, (sys.stdout, sys.stderr)):  # from its first line on, --help
             stream.reconfigure(errors="in_ascii")
 
     def parse_known_args(self, args=None, namespace=None):

@@ -14,6 +14,7 @@ import io
 import math
 import os
 import re
+import stat
 import threading
 import warnings
 from pathlib import Path
@@ -27,6 +28,8 @@ from common import cli
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM", "AVIF")
 SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".bmp", ".tif", ".tiff", ".webp",
             ".ppm", ".avif")
+UNREAD = (".heic", ".heif", ".hif", ".jp2", ".jxl", ".tga", ".psd", ".dng", ".cr2", ".cr3", ".nef",
+          ".arw", ".raf", ".orf", ".rw2")  # images all the same
 MEMORY = 600 * 2**20  # bytes that images may take while they are decoded, but one larger alone
 QUOTA = Path("/sys/fs/cgroup/cpu.max")  # microseconds of CPU time in so many microseconds
 M_ARENA_MAX = -8  # of glibc's malloc.h
@@ -70,11 +73,14 @@ def find(folder, out=None):
         names[:] = [path.name for path in below if not path.is_symlink() and path.resolve() != out
                     and not any(map(os.path.exists, (path / "args.json", path / "metrics.json")))]
         for path in (Path(parent, name) for name in members if not name.startswith(".")):
-            if path.is_file():
-                (found if is_image(path) else others).append(path)
+            try:
+                if stat.S_ISREG(path.stat().st_mode):
+                    (found if is_image(path) else others).append(path)
+            except OSError as error:
+                _skip(error)
     if misnamed := [path for path in others if _holds_image(path)]:
         cli.warn(f"skipped {len(misnamed)} images with other names than {' '.join(SUFFIXES)}, "
-                 f"{misnamed[0]} first: rename them, or convert them to JPEG (HEIC)")
+                 f"{misnamed[0]} first: rename them, or convert them to JPEG (HEIC, raw)")
     return sorted(found)
 
 
@@ -83,11 +89,10 @@ def _skip(error):
 
 
 def _holds_image(path):
-    """Whether a file that is not named like an image is one, or an iPhone's HEIC."""
+    """Whether a file that is not named like the images that are read is one all the same."""
+    if path.suffix.lower() in UNREAD:
+        return True
     try:
-        with open(path, "rb") as file:
-            if file.read(12)[4:] in (b"ftypheic", b"ftypheix", b"ftypmif1", b"ftypmsf1"):
-                return True
         with Image.open(path, formats=FORMATS):
             return True
     except Exception:  # Pillow answers strange bytes with nearly every type there is
@@ -105,20 +110,25 @@ def opened(file):
     For as long as it is open, it takes its part of the MEMORY that threads share. Raises
     ValueError, with the reason, for a file that fails to be read or decoded.
     """
+    size = 0
     with contextlib.ExitStack() as claim:
         try:
-            with Image.open(file, formats=FORMATS) as source:
+            # Not by its path: Pillow would map a TIFF that lies on its side with its sides swapped.
+            data = file if hasattr(file, "read") else claim.enter_context(open(file, "rb"))
+            with Image.open(data, formats=FORMATS) as source:
                 converted = _sideways(source) or "icc_profile" in source.info
                 # Bytes of a pixel: four as Pillow holds it, and four in each of a few copies.
                 share = 24 if source.mode != "RGB" else 16 if converted else 8
-                claim.enter_context(_memory.taken(source.width * source.height * share))
+                size = source.width * source.height * share
+                claim.enter_context(_memory.taken(size))
                 image, suffix = _srgb(source)
             del source
         except MemoryError:
             raise
         except Exception as error:  # Pillow answers broken bytes with nearly every type there is
-            if "out of memory" in str(error):
-                raise MemoryError(str(error)) from error
+            if "decoder object" in str(error):
+                size = 2**30  # of the largest WebP, whose sides are not known before it is decoded
+            bytes(size)  # a MemoryError where that was why: decoders have other words for it
             raise ValueError(reason(error)) from error
         yield image, suffix
         del image  # before other threads are given its memory
@@ -148,8 +158,9 @@ def _orientation(image):
 
 
 def _sideways(image):
-    """Whether an image lies on its side, as far as its header says: a PNG's may not."""
-    return image.format != "PNG" and _orientation(image) > 4
+    """Whether an image lies on its side, as far as its header says (a PNG's may not) and Pillow has
+    not turned it (a TIFF's)."""
+    return image.format not in ("PNG", "TIFF") and _orientation(image) > 4
 
 
 def _srgb(image):
@@ -165,14 +176,18 @@ def _srgb(image):
         ImageOps.exif_transpose(image, in_place=True)
     if image.mode.startswith(("I", "F")):
         image = _eight_bits(image)
-    elif deep and max(high for _, high in image.getextrema()) < 16:
-        raise ValueError("16 bits a channel that are nearly black: it must use but a part of them")
+    elif deep:
+        colors = [band for band in image.getbands() if band != "A"]
+        if max(image.getchannel(band).getextrema()[1] for band in colors) < 16:
+            raise ValueError("16 bits a channel, nearly black: it must use but a part of them")
+        if isinstance(key := image.info.get("transparency"), tuple):  # Pillow keeps its 16 bits
+            image.info["transparency"] = tuple(value >> 8 for value in key)
     if clear:
         alpha = image.convert("RGBA").getchannel("A")
         image = image.convert("L" if image.mode == "LA" else "RGB")
     elif image.mode == "LAB":
         profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes()
-    elif image.mode not in ("L", "CMYK"):
+    elif image.mode not in ("L", "CMYK") or profile and profile[16:20] == b"RGB ":
         image = image.convert("RGB")
     if profile and (transform := _to_srgb(profile, image.mode)):
         image, suffix = ImageCms.applyTransform(image, transform), None
@@ -222,7 +237,10 @@ def _eight_bits(image):
         raise ValueError(f"samples from {low:g} to {high:g}, where {top} should be white")
     if tags.get(262) == 0:  # PhotometricInterpretation: white is zero
         values = top - values
-    return Image.fromarray((values * (255 / top) + 0.5).astype(np.uint8))
+    grey = (values * (255 / top) + 0.5).astype(np.uint8)
+    if (clear := image.info.get("transparency")) is not None:  # of a PNG: one of the values
+        grey[values == clear] = 255
+    return Image.fromarray(grey)
 
 
 # At once -------------------------------------------------------------------------------------

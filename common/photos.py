@@ -30,7 +30,7 @@ def split_folder(data, split):
                  "file, --demo 256 of nothing)")
     if (data / split).is_dir():
         return data / split
-    if split != "train" or (data / "manifest.csv").exists():
+    if split != "train" or (data / "manifest.csv").exists() or (data / "val").is_dir():
         cli.fail(f"{data} has no {split}/ folder; prepare_data.py --images splits photos")
     return data
 

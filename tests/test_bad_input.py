@@ -38,6 +38,7 @@ TRAINING = [  # the harness, asked by the cheapest script
     (["--data", ""], "deep/a.png cannot be read"),  # all that is below
     (["--data", "no photo.png"], "no photo.png is not a folder"),
     (["--data", "unfinished"], "has no train/ folder"),
+    (["--data", "judges"], "has no train/ folder"),  # but a val/, which is not to train on
     (["--data", "junk ü"], "0.png cannot be read"),
     (["--data", "deep"], "where 65535 should be white"),
     (["--data", "ghost"], "script.png cannot be read"),
@@ -216,6 +217,7 @@ def world(launch, bedrooms, tmp_path_factory):
     (world / "fewer" / "train" / photo.name).unlink()
     shutil.copytree(world / "drawn" / "val", world / "other" / "train")
     (world / "unfinished" / "val").mkdir(parents=True)
+    shutil.copytree(world / "drawn" / "val", world / "judges" / "val")
     shutil.copy(world / "drawn" / "manifest.csv", world / "unfinished")
     for name in ("empty", "made", "junk ü", "deep", "ghost", "single", "mixed"):
         (world / name).mkdir()

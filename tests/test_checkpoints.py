@@ -208,8 +208,10 @@ def test_published_weights_load(tmp_path, prefix):
 def test_steps_in_the_names_of_published_files(tmp_path):
     """A number that is something else (256 pixels, the second one) is no step."""
     g, d = nets.FastGANGenerator(256, 4, 2), nets.FastGANDiscriminator(256, 2)
-    for name, step in {"50000": 50000, "all_50000": 50000, "50000 (1)": 50000, "all_100 (12)": 100,
-                       "best": 0, "bedroom2": 0, "cat_256": 0, "(1)": 0, "50000-copy": 0}.items():
+    steps = {"50000": 50000, "all_50000": 50000, "50000 (1)": 50000, "all_100 (12)": 100,
+             "20000(2)": 20000, "room_50000": 50000}
+    unknown = dict.fromkeys(["best", "bedroom2", "cat_256", "(1)", "50000-copy"], 0)
+    for name, step in (steps | unknown).items():
         saved = checkpoints.read(published_file(tmp_path / f"{name}.pth", g.state_dict(),
                                                 d.state_dict()))
         assert (saved["step"], saved["trained"] > 0) == (step, not step), name

@@ -74,6 +74,17 @@ def test_a_closed_pipe_swallows_what_is_said_but_a_full_disk_does_not():
             os.dup2(os.open(os.devnull, os.O_WRONLY), full.fileno())  # so that it can be closed
 
 
+def test_scripts_whose_streams_are_closed(monkeypatch, capfd):
+    """As by `>&-`."""
+    monkeypatch.setattr(sys, "stdout", None)
+    cli.Parser("")
+    cli.say("to nobody")
+    monkeypatch.setattr(sys, "stderr", None)
+    with pytest.raises(SystemExit):
+        cli.fail("to nobody")
+    assert capfd.readouterr() == ("", "")
+
+
 def test_nohup_stays_nohup():
     before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
     try:

@@ -63,6 +63,13 @@ def test_archives_of_either_kind_give_the_same_files(script, tmp_path):
                   tmp_path / "all")
     assert len(manifest(tmp_path / "all")) == 7
     assert "skipped Images/bedroom/2.jpg: it fails to decode (" in done.stderr
+    listing = damaged.index(b"PK\1\2")
+    for where, says in ((listing, "is not a whole tar or zip archive"),
+                        (listing + 8, "is encrypted: unpack it")):
+        data = bytearray(damaged)
+        data[where] ^= 1
+        (tmp_path / "a.zip").write_bytes(data)
+        refuse("--archive", tmp_path / "a.zip", says=says)
 
 
 def test_hostile_members_are_named_and_never_followed(tmp_path):

@@ -1,5 +1,6 @@
 """Image files: one function decides what their pixels are, whoever reads them; which are found."""
 
+import contextlib
 import csv
 import io
 import os
@@ -23,6 +24,7 @@ PICTURE = np.asarray(Image.fromarray(np.random.default_rng(1).integers(
 GREY = PICTURE[..., 0].copy()
 RAMP = np.linspace(0, 1, 80 * 96).reshape(80, 96)
 OPAQUE = RAMP[..., None]
+STEPS = np.uint8([[20] * 32 + [100] * 32 + [240] * 32] * 80)
 
 
 def encode(image, kind="PNG", **options):
@@ -36,10 +38,13 @@ def grey(values):
     return np.repeat(values[..., None], 3, 2)
 
 
-def deep_rgb(image):
-    """A PNG of 16 bits a channel, which Pillow can't write: by hand."""
+def deep_png(image, *clear):
+    """A PNG of 16 bits a channel, which Pillow can't write: by hand. image: (80, 96) or with a last
+    dimension of 2, 3 or 4 channels; clear: the values of the color that is transparent."""
     raw = b"".join(b"\0" + line.tobytes() for line in image.astype(">u2") * 257)
-    chunks = ((b"IHDR", struct.pack(">IIBBBBB", 96, 80, 16, 2, 0, 0, 0)),
+    kind = {1: 0, 2: 4, 3: 2, 4: 6}[image[..., None].shape[2]]
+    chunks = ((b"IHDR", struct.pack(">IIBBBBB", 96, 80, 16, kind, 0, 0, 0)),
+              *([(b"tRNS", struct.pack(f">{len(clear)}H", *clear))] if clear else []),
               (b"IDAT", zlib.compress(raw)), (b"IEND", b""))
     return b"\x89PNG\r\n\x1a\n" + b"".join(
         struct.pack(">I", len(d)) + k + d + struct.pack(">I", zlib.crc32(k + d)) for k, d in chunks)
@@ -107,7 +112,11 @@ FORMATS = {  # name: bytes, the pixels that it shows, tolerance
                    np.rot90(PICTURE, -1), 6),
     "turned.png": (encode(PICTURE, exif=TURNED), np.rot90(PICTURE, -1), 0),
     "deep.png": (encode((RAMP * 65535).astype(np.uint16)), grey(RAMP * 255), 0.51),
-    "deep_rgb.png": (deep_rgb(PICTURE), PICTURE, 1),
+    "turned.tif": (encode(GREY, "TIFF", tiffinfo={274: 6}), np.rot90(grey(GREY), -1), 0),
+    "deep_rgb.png": (deep_png(PICTURE), PICTURE, 1),
+    "deep_clear.png": (deep_png(STEPS, 257 * 100), grey(np.where(STEPS == 100, 255, STEPS)), 0),
+    "deep_rgb_clear.png": (deep_png(grey(STEPS), *[257 * 100] * 3),
+                           grey(np.where(STEPS == 100, 255, STEPS)), 0),
     "deep.tif": (encode((RAMP * 65535).astype(np.uint16), "TIFF"), grey(RAMP * 255), 0.51),
     "inverted.tif": (encode((RAMP * 65535).astype(np.uint16), "TIFF", tiffinfo={262: 0}),
                      grey(255 - RAMP * 255), 0.51),
@@ -138,15 +147,19 @@ FORMATS = {  # name: bytes, the pixels that it shows, tolerance
                               of_adobe_rgb(np.asarray(PALETTE.convert("RGB"))), 1.5),
     "grey_gamma.png": (encode(GREY, icc_profile=GREY_GAMMA),
                        srgb((grey(GREY) / 255) ** (563 / 256)), 1.5),
+    "grey_adobe_rgb.png": (encode(GREY, icc_profile=ADOBE_RGB),
+                           srgb((grey(GREY) / 255) ** (563 / 256)), 1.5),
     "srgb.png": (encode(PICTURE, icc_profile=SRGB), PICTURE, 0),
     "no_profile.png": (encode(PICTURE, icc_profile=b"what is this"), PICTURE, 0),
     "another_profile.png": (encode(PICTURE, icc_profile=GREY_GAMMA), PICTURE, 0),
 }
 PLAIN = {"srgb.png", "no_profile.png", "another_profile.png"}  # keep their bytes
-REFUSED = {  # name: bytes, what is said; the first six would be black or white without a word
+REFUSED = {  # name: bytes, what is said; the first eight would be black or white without a word
     "12_bits.tif": (encode((RAMP * 4095).astype(np.uint16), "TIFF"), "0 to 4095, where 65535"),
     "12_bits.png": (encode((RAMP * 4095).astype(np.uint16)), "0 to 4095, where 65535"),
-    "12_bits_rgb.png": (deep_rgb(PICTURE >> 4), "nearly black"),
+    "12_bits_rgb.png": (deep_png(PICTURE >> 4), "nearly black"),
+    "12_bits_rgba.png": (deep_png(np.dstack([PICTURE >> 4, GREY | 255])), "nearly black"),
+    "12_bits_grey_alpha.png": (deep_png(np.dstack([GREY >> 4, GREY | 255])), "nearly black"),
     "32_bits.tif": (encode((RAMP * 65535).astype(np.int32), "TIFF"), "signed samples"),
     "float_to_255.tif": (encode((RAMP * 255).astype(np.float32), "TIFF"), "from 0 to 255, where 1"),
     "nan.tif": (encode((RAMP * np.nan).astype(np.float32), "TIFF"), "where 1 should be white"),
@@ -173,7 +186,7 @@ def test_pixels_of_a_file(folder, name):
     assert image.mode == "RGB" and found.shape == expected.shape
     assert np.abs(found - expected.astype(float)).max() <= tolerance
     assert suffix == (".png" if name in PLAIN else None)
-    assert imagefiles.size(folder / name) == image.size or name == "turned.png"
+    assert imagefiles.size(folder / name) == image.size or name == "turned.png"  # see there
 
 
 @pytest.mark.parametrize("name", REFUSED)
@@ -204,6 +217,15 @@ def test_prepared_plain_and_judged_photos_have_equal_pixels(folder, script, tmp_
             assert "icc_profile" not in written.info or name in PLAIN
 
 
+def test_libtiff_does_not_print(tmp_path, capfd):
+    whole = encode(PICTURE, "TIFF", compression="tiff_lzw")
+    for at in range(8, len(whole), 40):
+        with contextlib.suppress(ValueError), imagefiles.opened(
+                io.BytesIO(whole[:at] + bytes(9) + whole[at + 9 :])):
+            pass
+    assert capfd.readouterr().err == ""
+
+
 # Which there are
 
 
@@ -225,11 +247,13 @@ def test_images_of_subfolders_are_found_and_what_is_left_out_is_said(folder, tmp
     (tmp_path / "eval" / "metrics.json").write_text("{}")
     (tmp_path / "runs" / "a" / "args.json").write_text("{}")
     (tmp_path / "linked").symlink_to(folder)
+    (tmp_path / "dangling.png").symlink_to(tmp_path / "nothing")
     os.mkfifo(tmp_path / "pipe.png")
     found = imagefiles.find(tmp_path, tmp_path / "out")
     assert [path.relative_to(tmp_path).as_posix() for path in found] == [
         "a.png", "b/1.PNG", "b/2.png", "b/c d/3.png", "mine/eval/6.png"]
-    link, misnamed = capfd.readouterr().err.splitlines()
+    link, dangling, misnamed = capfd.readouterr().err.splitlines()
+    assert "dangling.png: No such file" in dangling
     assert link.endswith("linked: a link to a folder; give that folder itself")
     assert "skipped 3 images with other names than .jpg" in misnamed and "HEIC" in misnamed
 

@@ -144,23 +144,31 @@ def test_files_that_cannot_be_read_are_skipped_with_a_warning(launch, tmp_path):
     (folder / "private.jpg").chmod(0)
     (folder / "broken.jpg").symlink_to("/proc/self/mem")  # reading its first byte is an EIO
     (folder / "closed").chmod(0)
+    photos(tmp_path / "in" / "listed", 1)
+    (folder / "listed").chmod(0o600)  # its names can be read, its files can't
     process = launch("prepare_data.py", "--images", folder, "--out", tmp_path / "out",
                      powerless=True).finish()
-    (folder / "closed").chmod(0o700)
+    for name in ("closed", "listed"):
+        (folder / name).chmod(0o700)
     lines = sorted(line.partition("skipped ")[2] for line in process.stderr.splitlines())
     assert lines == [f"{folder / 'closed'}: Permission denied",
+                     f"{folder / 'listed' / 'plain_0.jpg'}: Permission denied",
                      "broken.jpg: it fails to decode (Input/output error)",
                      "private.jpg: it fails to decode (Permission denied)"]
     assert len(manifest(tmp_path / "out")) == 4
 
 
-def test_memory_that_runs_out_is_no_photo_that_fails_to_decode(launch, tmp_path):
+@pytest.mark.parametrize(("kind", "options", "room"), [
+    ("PNG", {}, 300), ("JPEG", {"progressive": True}, 620), ("WEBP", {}, 300), ("AVIF", {}, 300)])
+def test_memory_that_runs_out_is_no_photo_that_fails_to_decode(launch, tmp_path, kind, options,
+                                                               room):
+    """Some decoders say that it was memory, others that the file is broken."""
     folder = photos(tmp_path / "in")
-    (folder / "large.png").write_bytes(encode(Image.new("RGB", (12000, 12000))))
+    (folder / "large.png").write_bytes(encode(Image.new("RGB", (12000, 12000)), kind, **options))
     with open(f"/proc/{launch.server.pid}/statm") as statm:
         size = int(statm.read().split()[0]) * resource.getpagesize()
     process = launch("prepare_data.py", "--images", folder, "--out", tmp_path / "out",
-                     limits={resource.RLIMIT_AS: size + 300 * 2**20}).finish(2)
+                     limits={resource.RLIMIT_AS: size + room * 2**20}).finish(2)
     line, = process.stderr.splitlines()
     assert "error: out of memory (large.png" in line
     assert not (tmp_path / "out").exists()
@@ -169,11 +177,13 @@ def test_memory_that_runs_out_is_no_photo_that_fails_to_decode(launch, tmp_path)
 def test_long_paths_make_file_names_that_can_be(script, tmp_path):
     deep = tmp_path / "in" / ("ä" * 120) / ("b" * 200)
     photos(deep, 2)
+    (tmp_path / "in" / f"a.{'plain_' * 33}z.jpg").write_bytes(encode(picture(8)))  # cut to .plain_
     photos(deep / "c", 2, first=200)
     script("prepare_data.py", "--images", tmp_path / "in", "--out", tmp_path / "out")
     rows = manifest(tmp_path / "out")
-    assert len({row["file"] for row in rows}) == 4 and all(
-        (tmp_path / "out" / row["file"]).stat() and "plain_" in row["file"] for row in rows)
+    assert len({row["file"] for row in rows}) == 5 and all(
+        (tmp_path / "out" / row["file"]).stat() and "plain_" in row["file"]
+        and "/." not in row["file"] for row in rows)
 
 
 def test_again_changes_nothing_and_nothing_there_is_overwritten(tmp_path):
@@ -227,7 +237,7 @@ def test_two_that_prepare_the_same_folder(launch, tmp_path):
     assert len(list((tmp_path / "out").glob("*/*.png"))) == 2
 
 
-@pytest.mark.parametrize(("sign", "code"), [(signal.SIGTERM, 130), (signal.SIGKILL, -9)])
+@pytest.mark.parametrize(("sign", "code"), [(signal.SIGTERM, 143), (signal.SIGKILL, -9)])
 def test_a_stopped_run_leaves_nothing_half_done(tmp_path, sign, code):
     out = tmp_path / "data" / "out"
     command = [sys.executable, SCRIPT, "--demo", "200", "--out", out]
