@@ -36,9 +36,10 @@ M_ARENA_MAX = -8  # of glibc's malloc.h
 THREADS = 16  # at most: their files and what is made of them take memory, too
 
 Image.MAX_IMAGE_PIXELS = 150_000_000  # Pillow refuses twice as many: telephones make 200 million
-# glibc keeps what a thread frees for that thread: without these two lines 16 threads keep 2 GB.
+# glibc keeps what a thread frees for that thread: without this 16 threads keep 2 GB.
 Image.core.set_block_size(64 * 2**20)
-ctypes.CDLL(None).mallopt(M_ARENA_MAX, 2)
+with contextlib.suppress(AttributeError):  # another libc
+    ctypes.CDLL(None).mallopt(M_ARENA_MAX, 2)
 warnings.filterwarnings("ignore", module="PIL")  # of an image that decodes all the same
 with contextlib.suppress(OSError), open("/proc/self/maps") as loaded:
     # libtiff prints each of its complaints, without the file's name; Pillow raises what matters.
@@ -110,7 +111,7 @@ def opened(file):
     For as long as it is open, it takes its part of the MEMORY that threads share. Raises
     ValueError, with the reason, for a file that fails to be read or decoded.
     """
-    size = 0
+    needed = 0
     with contextlib.ExitStack() as claim:
         try:
             # Not by its path: Pillow would map a TIFF that lies on its side with its sides swapped.
@@ -119,16 +120,16 @@ def opened(file):
                 converted = _sideways(source) or "icc_profile" in source.info
                 # Bytes of a pixel: four as Pillow holds it, and four in each of a few copies.
                 share = 24 if source.mode != "RGB" else 16 if converted else 8
-                size = source.width * source.height * share
-                claim.enter_context(_memory.taken(size))
+                needed = source.width * source.height * share
+                claim.enter_context(_memory.taken(needed))
                 image, suffix = _srgb(source)
             del source
         except MemoryError:
             raise
         except Exception as error:  # Pillow answers broken bytes with nearly every type there is
             if "decoder object" in str(error):
-                size = 2**30  # of the largest WebP, whose sides are not known before it is decoded
-            bytes(size)  # a MemoryError where that was why: decoders have other words for it
+                needed = 2**30  # of the largest WebP, whose sides are not known yet
+            bytes(needed)  # a MemoryError where that was why: decoders have other words for it
             raise ValueError(reason(error)) from error
         yield image, suffix
         del image  # before other threads are given its memory
@@ -249,7 +250,7 @@ def _eight_bits(image):
 def threads():
     """How many threads decode: of the CPUs that this process may use, by its affinity and by the
     quota of its container, at most THREADS."""
-    cpus = len(os.sched_getaffinity(0))
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     with contextlib.suppress(OSError, ValueError):  # no container, or one without a quota: "max"
         quota, period = QUOTA.read_text().split()
         cpus = min(cpus, math.ceil(int(quota) / int(period)))
