@@ -79,7 +79,8 @@ def checkpoint_columns(args):
             cli.fail(f"{path}: unknown model {checkpoint['model']}")
         for large in ("networks", "optimizers", "sampler"):  # read again when it samples
             checkpoint.pop(large, None)
-        step = checkpoint["step"] or path.stem
+        unknown = checkpoint["published"] and checkpoint["trained"]
+        step = path.stem if unknown else checkpoint["step"]
         columns.append(Column(f"{checkpoint['model']} {step}", path.parent,
                               checkpoint["config"]["image_size"], files.file_sha256(path),
                               checkpoint["fit"], checkpoint))

@@ -189,13 +189,12 @@ def from_published(saved, path):
     except (AttributeError, KeyError, TypeError, ValueError, IndexError) as error:
         cli.fail(f"{path} is not a FastGAN checkpoint ({type(error).__name__}: {error})")
     named = re.fullmatch(r"(.*?)(\d+)( ?\(\d+\))?", path.stem)  # (1): of a second download
-    step = int(named[2]) if named else 0
-    if named and named[1] not in ("", "all_") and step <= 1024:
-        step = 0  # a version, or the images' size
+    if named and named[1] not in ("", "all_") and int(named[2]) <= 1024:
+        named = None  # a version, or the images' size
     optimizers = {"generator": saved.get("opt_g"), "discriminator": saved.get("opt_d")}
     args = {"size": config["image_size"], "z_dim": z_dim, "features": features}
     return {"model": "fastgan", "config": config, "args": args,
-            "step": step, "trained": 0 if step else LONG,
+            "step": int(named[2]) if named else 0, "trained": 0 if named else LONG,
             "networks": {"generator": g, "discriminator": d}, "sampler": sampler,
             "optimizers": optimizers if saved.get("opt_g") else None, "published": True}
 

@@ -50,7 +50,7 @@ def fail(message):
 def warn(message):
     """Prints one line to stderr, above a progress bar if there is one."""
     with _heard(sys.stderr):
-        line = ' '.join(str(message).split())
+        line = " ".join(str(message).split())
         tqdm.write(f"{_speaker()}: warning: {line}", file=sys.stderr)
 
 
