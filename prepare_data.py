@@ -81,7 +81,7 @@ def archive_photos(path, class_name):
     for name, read in (zip_members if is_zip else tar_members)(path):
         place = PurePosixPath(name)
         if read is None or place.is_absolute() or ".." in place.parts:
-            cli.warn(f"skipped {printable(name)}: a link, a device or a path outside")
+            cli.warn(f"skipped {printable(name)}: a link, a device, a path outside or over 1 GB")
         elif imagefiles.is_image(place) and not any(part.startswith(".") for part in place.parts):
             classes[place.parent.name].append((name, read))
     chosen = sum(classes.values(), []) if class_name == "all" else classes.get(class_name)
@@ -136,7 +136,9 @@ def zip_members(path):
         cli.fail(f"{path} is not a whole tar or zip archive ({error}): fetch it again")
     if any(member.flag_bits & 1 for member in archive.infolist()):
         cli.fail(f"{path} is encrypted: unpack it, and give --images the folder")
-    return [(member.filename.replace("\\", "/"), partial(archive.read, member))
+    # A few bytes may claim to be any number of them.
+    return [(member.filename.replace("\\", "/"),
+             partial(archive.read, member) if member.file_size < 2**30 else None)
             for member in archive.infolist() if not member.is_dir()]
 
 

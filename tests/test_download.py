@@ -64,6 +64,12 @@ def test_archives_of_either_kind_give_the_same_files(script, tmp_path):
     assert len(manifest(tmp_path / "all")) == 7
     assert "skipped Images/bedroom/2.jpg: it fails to decode (" in done.stderr
     listing = damaged.index(b"PK\1\2")
+    claims = bytearray(damaged)
+    claims[listing + 24 : listing + 28] = (2**31).to_bytes(4, "little")  # of the first photo
+    (tmp_path / "a.zip").write_bytes(claims)
+    done = script("prepare_data.py", "--archive", tmp_path / "a.zip", "--out", tmp_path / "large")
+    assert "skipped Images/bedroom/0.jpg: a link, a device, a path outside or over 1 GB" in (
+        done.stderr) and len(manifest(tmp_path / "large")) == 2
     for where, says in ((listing, "is not a whole tar or zip archive"),
                         (listing + 8, "is encrypted: unpack it")):
         data = bytearray(damaged)
