@@ -447,21 +447,27 @@ def spectrum_difference(train, fake):
     "low", "middle", "high": mean absolute difference below 1/8, to 1/2, and above 1/2 of Nyquist's
     frequency. "grid": how much more samples have at periods of 8 pixels and parts of these (4, 8/3,
     2) than photos, beyond what they have more around them: traces of layers that double the
-    resolution. 0 is ideal. Raises ValueError for h < 16.
+    resolution; "grid 8", "grid 4", "grid 2": at those of a grid of so many pixels that no finer one
+    has. "high signed": as "high", but with its sign, below 0 where samples have less. 0 is
+    ideal. Raises ValueError for h < 16.
     """
     h = fake.shape[1]
     if h < 16:
         raise ValueError(f"spectra of {h} pixels a side; they need 16")
     at, m = 2 * torch.hypot(torch.fft.fftfreq(h)[:, None], torch.fft.rfftfreq(h)), -(-h // 16)
-    eighths = torch.isin(torch.arange(h), (torch.arange(8) * h / 8).round().long())
-    grid = eighths[:, None] & eighths[: h // 2 + 1] & (at > 0)
     more = (log_spectrum(fake) - log_spectrum(train))[None]
     around = F.pad(F.pad(more, (m, m, 0, 0), "reflect"), (0, 0, m, m), "circular")
     around = F.avg_pool2d(F.avg_pool2d(around, (2 * m + 1, 1), 1), (1, 2 * m + 1), 1)
     bands = {"low": (0, 1 / 8), "middle": (1 / 8, 1 / 2), "high": (1 / 2, 2)}
-    return {band: more[0][(low < at) & (at <= high)].abs().mean().item()
-            for band, (low, high) in bands.items()} | {
-                "grid": (more - around)[0][grid].mean().item()}
+    bands = {band: more[0][(low < at) & (at <= high)] for band, (low, high) in bands.items()}
+    eighths = torch.arange(5)  # of the sampling frequency; negative ones come from the end
+    rows, columns = torch.meshgrid(torch.arange(-3, 5), eighths, indexing="ij")
+    places = ((rows % 8 * h / 8).round().long(), (columns * h / 8).round().long())
+    peaks = (more - around)[0][places]
+    finest = torch.gcd(torch.gcd(rows, columns), torch.tensor(8))  # 8: the mean of the image
+    return {band: values.abs().mean().item() for band, values in bands.items()} | {
+        "grid": peaks[finest < 8].mean().item(), "high signed": bands["high"].mean().item(),
+        **{f"grid {8 // k}": peaks[finest == k].mean().item() for k in (1, 2, 4)}}
 
 
 # Intervals -----------------------------------------------------------------------------------

@@ -2,8 +2,8 @@
 
     values, intervals = numbers(rows("efficientnet"), spaces)     # spaces: of features.py
 
-To add a number: a Row here and its function in metrics.py. Table, CSV and JSON have it then, and a
-test asks for a line in README.
+To add a number: a Row here and its function in metrics.py. Table, page, CSV and JSON have it then,
+and a test asks for a line in README.
 """
 
 import re
@@ -122,6 +122,15 @@ ROWS = [
         "with --recover 100: can the generator reproduce training photos better than validation "
         "photos? 0 is ideal",
         0, None, "recovery", metrics.recovery_gap),
+]
+DETAILS = [  # in the JSON, for the verdict in words
+    Row("spectrum_high_signed", "spectrum, high, signed", "quality",
+        "spectrum, high with its sign: below 0 samples have less than photos",
+        0, 2, "spectra", spectrum, spectrum, "high signed", replicates=40),
+    *(Row(f"spectrum_grid_{period}", f"spectrum, grid of {period} pixels", "quality",
+          f"the part of spectrum, grid that only a grid of {period} pixels has",
+          0, 2, "spectra", spectrum, spectrum, f"grid {period}", replicates=40)
+      for period in (8, 4, 2)),
 ]
 
 

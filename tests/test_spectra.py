@@ -94,3 +94,29 @@ def test_spectra_of_flat_of_small_and_of_large_images():
     torch.testing.assert_close(large, torch.stack(squares).mean(0))
     white = noise.float().var() * (0.299**2 + 0.587**2 + 0.114**2)
     assert large[:, 8:120, 8:120].mean() == pytest.approx(white.item(), rel=0.03)
+
+
+def test_the_sign_of_fine_detail_and_the_period_of_a_grid():
+    """Lines every 8, 4 or 2 pixels: no part of a finer grid's period; blur has less, noise more."""
+    train, fake = coloured(24, 64, 0), coloured(24, 64, 1)
+    powers = features.features(train, features.Spectrum())
+
+    def found(images):
+        images = images.clamp(0, 255).round().byte()
+        return metrics.spectrum_difference(powers, features.features(images, features.Spectrum()))
+
+    plain = found(fake.float())
+    for period in (8, 4, 2):
+        lines = fake.float()
+        lines[..., ::period] += 12
+        lines[..., ::period, :] += 12
+        lined = found(lines)
+        more = {other: lined[f"grid {other}"] - plain[f"grid {other}"] for other in (8, 4, 2)}
+        assert {other for other, x in more.items() if x > 0.3} == {
+            other for other in (8, 4, 2) if other <= period}, more
+    noise = torch.from_numpy(np.random.default_rng(0).normal(0, 24, fake.shape))
+    soft = torch.nn.functional.avg_pool2d(fake.float(), 3, 1, 1)
+    assert found(soft)["high signed"] < -1 < 0.3 < found(fake + noise)["high signed"]
+    for images in (soft, fake + noise):  # all in one direction
+        differences = found(images)
+        assert abs(differences["high signed"]) == pytest.approx(differences["high"], rel=0.1)
