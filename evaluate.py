@@ -12,9 +12,10 @@
     python evaluate.py --interpolate 3 7                 # from sample 3 to sample 7, no table
     python evaluate.py --mix 0 1 2 3                     # FastGAN: layouts × styles, no table
 
-Writes metrics.json, metrics.csv, table.md, table.png and figures (nearest photos, pieces of photos,
-PCA, spectra, FID over steps) to <run>/eval/. Features are kept in .cache/ there and in the
-data folder. The REAL column compares training with validation photos: the best there is.
+Writes report.html to <run>/eval/: the verdict in words, the table, samples and figures (nearest
+photos, pieces of photos, PCA, spectra, FID over steps), one file to copy and open anywhere. Beside
+it: metrics.json, metrics.csv, table.md and the figures. Features are kept in .cache/ there and in
+the data folder. The REAL column compares training with validation photos: the best there is.
 
 --features: efficientnet is EfficientNet-Lite2, which comes with pip; inception, the study's, is
 Inception for FID, ResNet-50 and LPIPS for distances between images; dinov2 has DINOv2 for FID.
@@ -41,11 +42,13 @@ from common import (
     figures,
     files,
     imagefiles,
+    page,
     photos,
     recovery,
     report,
     rows,
     sampling,
+    verdict,
 )
 from common.run import versions
 
@@ -183,8 +186,10 @@ def limit_of(column):
     return limit if isinstance(limit, int) and limit > 0 else sys.maxsize
 
 
-def warn(columns, compared):
-    """Of columns that were trained on other photos, or on photos of another shape."""
+def trained_on_others(columns, compared):
+    """The names of the columns that were trained on other photos, with a warning of each, and of
+    those trained on photos of another shape."""
+    names = []
     others = [column.name for column in columns if column.fit not in (None, compared.fit)]
     if others:
         cli.warn(f"--fit {compared.fit} for all photos, but {', '.join(others)} trained on "
@@ -197,8 +202,10 @@ def warn(columns, compared):
             images, _ = photos.load_images(compared.data, "train", compared.size, compared.fit)
             fingerprint = files.sha256(images[:limit].numpy())
         if column.checkpoint["data"] not in (None, fingerprint):
+            names.append(column.name)
             cli.warn(f"{column.name} was trained on other photos than {compared.data}/train: its "
                      "train rows and privacy loss say nothing of copying")
+    return names
 
 
 def sample_set(column, compared, device):
@@ -277,7 +284,10 @@ def measure(column, compared, networks, chosen, components, args):
                    **{key: column.checkpoint[key] for key in ("model", "step")}}
     result |= {"n": compared.n, **values, "intervals": intervals,
                "suspects": suspects(spaces, near, labels, compared.paths)}
-    shown = sorted({*pieces, *(i for _, numbers in near.values() for i in numbers)})
+    shown = sorted({*range(min(page.SAMPLES, compared.n)), *pieces,
+                    *(i for _, numbers in near.values() for i in numbers),
+                    *(suspect["sample"] for found in result["suspects"].values()
+                      for suspect in found[:page.SUSPECTS])})
     images = torch.cat(list(samples.batches(torch.tensor(shown))))
     return Measured(
         result, {column.name: metrics.log_spectrum(samples.features["spectra"])},
@@ -337,30 +347,16 @@ def recover(column, compared, networks, n):
 # Drawn: nothing is measured here -------------------------------------------------------------
 
 
-def draw(real, judged, compared, table, components, kind):
-    """All figures."""
-    out, caption = compared.out, compared.caption
-    figures.table(table, f"{caption}; {compared.margins}", out / "table.png")
-    figures.components(components.shares, {f"train + test, AA {real.result['aa_train']:.2f}":
-                                           real.points},
-                       f"REAL: embeddings\n{caption}", out / "pca_real.png")
-
-    def photo(j):
-        path = compared.paths[j]
-        return path.name, photos.decode(path, compared.size, compared.fit)
-
-    for measured in judged:
-        figures.column(measured, photo, real.points, components.shares, caption, out)
-    spectra = real.spectra | {name: spectrum for measured in judged
-                              for name, spectrum in measured.spectra.items()}
-    figures.spectra(spectra, caption, out / "spectrum.png")
+def draw(real, judged, photo, compared, components, kind):
+    """All figures, as figures.evaluation gives them back."""
     train, validation = (rows.name_of(f"fid_{side}", kind)
                          for side in ("train", "validation"))
     panels = [(rows.label_of("FID", kind), {"train": train, "validation": validation},
                real.result[validation]),
               ("adversarial accuracy", {"train": "aa_train", "test": "aa_test"},
                real.result["aa_train"])]
-    figures.curves(panels, [measured.result for measured in judged], caption, out / "curve.png")
+    return figures.evaluation(real, judged, photo, components.shares, panels, compared.caption,
+                              compared.out)
 
 
 # Pictures without a table --------------------------------------------------------------------
@@ -430,21 +426,31 @@ def main(args):
     networks = features.FeatureNetworks(args.features, device, args.resize,
                                         max(64, min(args.lpips_size, compared.size)))
     chosen = rows.rows(args.features)
-    real, components = measure_real(compared, networks, chosen)
-    warn(columns, compared)
+    measured = [*chosen, *rows.DETAILS]
+    real, components = measure_real(compared, networks, measured)
+    others = trained_on_others(columns, compared)
     compared.out.mkdir(parents=True, exist_ok=True)
-    judged = [measure(column, compared, networks, chosen, components, args) for column in columns]
-    results = [measured.result for measured in (real, *judged)]
-    results += report.STUDY if args.study else []
+    judged = [measure(column, compared, networks, measured, components, args) for column in columns]
+    for found in judged:
+        found.result["other_photos"] = found.result["name"] in others
+    results = [found.result for found in (real, *judged)] + (report.STUDY if args.study else [])
     settings = {**{key: getattr(compared, key) for key in ("n", "size", "fit", "seed")},
                 "data": str(compared.data), "features": args.features,
                 "resize": args.resize if args.features == "inception" else None,
                 "lpips_size": networks.lpips_size if networks.lpips else None,
                 "recover": args.recover, "level": 0.95, "versions": versions()}
-    report.write(chosen, results, settings, f"{compared.caption}; {compared.margins}",
-                 compared.out, args.json)
-    draw(real, judged, compared, report.table(chosen, results), components, args.features)
-    cli.say(f"written to {compared.out}/", sys.stderr if args.json == "-" else sys.stdout)
+    words, caption = verdict.verdict(results, settings), f"{compared.caption}; {compared.margins}"
+
+    def photo(j):  # of training
+        path = compared.paths[j]
+        return path.name, photos.decode(path, compared.size, compared.fit)
+
+    drawn = draw(real, judged, photo, compared, components, args.features)
+    page.write(compared.out / "report.html", caption, verdict.parts(words), chosen, results, judged,
+               photo, drawn)
+    report.write(chosen, results, words, verdict.markdown(words), settings, caption, compared.out,
+                 args.json)
+    cli.say(f"{compared.out}/report.html", sys.stderr if args.json == "-" else sys.stdout)
 
 
 if __name__ == "__main__":

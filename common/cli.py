@@ -62,7 +62,7 @@ def warn_once(message):
 
 def _in_ascii(error):
     """What stands for characters that a terminal's encoding lacks."""
-    names = {"×": "x", "±": "+-", "∞": "inf", "–": "-", "−": "-", "²": "2"}
+    names = {"×": "x", "±": "+-", "∞": "inf", "–": "-", "−": "-", "²": "2", "…": "..."}
     return "".join(names.get(c, "?") for c in error.object[error.start : error.end]), error.end
 
 

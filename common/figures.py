@@ -16,10 +16,11 @@ def new_figure(width, height, rows=1, columns=1, **sharing):
 
 
 def save_figure(figure, title, path):
-    """A PNG; the title gets a line for each of its parts between semicolons."""
+    """A PNG, and its path again; the title gets a line for each of its parts between semicolons."""
     figure.suptitle(title.replace("; ", "\n"), fontsize=10)
     with files.replacing(path) as file:
         figure.savefig(file, format="png", dpi=100, pil_kwargs={"compress_level": 3})
+    return path
 
 
 def loss_curves(rows, resumed, title, path, hidden=(), apart=()):
@@ -60,20 +61,24 @@ def trace(axes, iterations, values, name):
 # Of evaluate.py ------------------------------------------------------------------------------
 
 
-def table(rows, caption, path):
-    """A table as a picture. rows: lists of (text, whether it is bold), the header first."""
-    texts = [[text for text, _ in row] for row in rows]
-    figure, ((axes,),) = new_figure(2.2 + 1.7 * (len(rows[0]) - 1), 0.6 + 0.28 * len(rows))
-    axes.axis("off")
-    drawn = axes.table(texts[1:], colLabels=texts[0], bbox=[0, 0, 1, 1], cellLoc="center",
-                       colWidths=[2.2] + [1.7] * (len(rows[0]) - 1))
-    drawn.auto_set_font_size(False)
-    drawn.set_fontsize(9)
-    for (i, j), box in drawn.get_celld().items():
-        box.set_edgecolor("0.8")
-        if i == 0 or rows[i][j][1]:
-            box.set_text_props(weight="bold")
-    save_figure(figure, caption, path)
+def evaluation(real, judged, photo, shares, panels, caption, out):
+    """All figures of a table: {name of a column, "" for all: [(what one shows, path)]}.
+
+    real, judged: of evaluate.py. photo(j): (name, image) of a training photo. shares: of the
+    variance, that the photos' two principal components explain. panels: of curves.
+    """
+    drawn = {measured.result["name"]: column(measured, photo, real.points, shares, caption, out)
+             for measured in judged}
+    powers = real.spectra | {name: spectrum for measured in judged
+                             for name, spectrum in measured.spectra.items()}
+    of_all = [
+        ("Over steps", curves(panels, [measured.result for measured in judged], caption,
+                              out / "curve.png")),
+        ("Power spectra", spectra(powers, caption, out / "spectrum.png")),
+        ("Embeddings of training and validation photos: two principal components",
+         components(shares, {f"train + test, AA {real.result['aa_train']:.2f}": real.points},
+                    f"REAL: embeddings\n{caption}", out / "pca_real.png"))]
+    return drawn | {"": [(title, path) for title, path in of_all if path]}
 
 
 def images(rows, title, path, cells=1):
@@ -105,29 +110,34 @@ def images(rows, title, path, cells=1):
 def column(measured, photo, photo_points, shares, caption, out):
     """The figures of a column of the table: nearest photos, pieces, recovered photos, components.
 
-    measured: of evaluate.py. photo(j): (name, image) of a training photo. photo_points: {"train":
-    the photos' embeddings in two principal components, "test": ...}. shares: of the variance, that
-    these explain.
+    As evaluation takes them; photo_points: {"train": the photos' embeddings in their two principal
+    components, "test": ...}. Returns what each shows, and its path.
     """
     result, name = measured.result, measured.result["name"]
+    drawn = []
 
-    def path(kind):
-        return out / f"{kind}_{files.slug(name)}.png"
+    def path(kind, title):
+        drawn.append((title, out / f"{kind}_{files.slug(name)}.png"))
+        return drawn[-1][1]
 
     for distance, (near, shown) in measured.near.items():
+        title = f"nearest training photos by {distance}"
         suspects = {suspect["sample"] for suspect in result["suspects"][distance]}
         neighbours({i: measured.images[i] for i in shown}, near, suspects, photo,
-                   f"{name}: nearest training photos by {distance}\n{caption}",
-                   path(f"neighbours_{distance}"))
-    pieces(measured.images, measured.pieces, measured.cells, photo,
-           f"{name}: pieces that are nearer to a training photo than to any validation photo\n"
-           f"{caption}", path("pieces"))
+                   f"{name}: {title}\n{caption}",
+                   path(f"neighbours_{distance}", f"The samples nearest to photos, and their "
+                        f"{title}"))
+    title = "pieces that are nearer to a training photo than to any validation photo"
+    pieces(measured.images, measured.pieces, measured.cells, photo, f"{name}: {title}\n{caption}",
+           path("pieces", f"The samples with the most {title}"))
     if measured.recovered:
-        images(measured.recovered, f"{name}: photos, and the nearest images that it can make\n"
-               f"{caption}", path("recovered"))
+        title = "photos, and the nearest images that it can make"
+        images(measured.recovered, f"{name}: {title}\n{caption}", path("recovered", title))
     panels = {f"{side} + synthetic, AA {result[f'aa_{side}']:.2f}":
               {side: points, **measured.points} for side, points in photo_points.items()}
-    components(shares, panels, f"{name}: embeddings\n{caption}", path("pca"))
+    components(shares, panels, f"{name}: embeddings\n{caption}",
+               path("pca", "Embeddings of photos and samples: two principal components"))
+    return drawn
 
 
 def neighbours(samples, near, suspects, photo, title, path):
@@ -185,18 +195,18 @@ def components(explained, panels, title, path):
         axis.set(title=f"{subtitle}, variance {explained}", xlabel="component 1",
                  ylabel="component 2")
         axis.legend()
-    save_figure(figure, title, path)
+    return save_figure(figure, title, path)
 
 
 def spectra(powers, title, path):
     """Power over frequency, and the log ratio of each spectrum to the first in two dimensions.
 
-    powers: {name: natural logarithm (h, h // 2 + 1) of power}, the training photos first. Nothing
+    powers: {name: natural logarithm (h, h // 2 + 1) of power}, the training photos first. None
     for h < 16.
     """
     (first, reference), *others = powers.items()
     if len(reference) < 16:
-        return
+        return None
     wide = min(4, len(powers))
     figure, axes = new_figure(4.5 * wide, 4 * -(-len(powers) // wide) + 0.4,
                               -(-len(powers) // wide), wide)
@@ -221,11 +231,11 @@ def spectra(powers, title, path):
                             cmap="RdBu_r", vmin=-2, vmax=2, extent=(-1, 1, -1, 1))
         axis.set_title(f"{name}: ln of power / that of {first}", fontsize=9)
         figure.colorbar(shown, ax=axis, shrink=0.8)
-    save_figure(figure, title, path)
+    return save_figure(figure, title, path)
 
 
 def curves(panels, results, title, path):
-    """Numbers over steps, of runs with two or more of them; else nothing.
+    """Numbers over steps, of runs with two or more of them; else None.
 
     panels: [(label, {what a line is called: the number's name}, a level to compare with)].
     results: as in report.py.
@@ -238,7 +248,7 @@ def curves(panels, results, title, path):
     runs = {run: sorted(found, key=lambda result: result["step"]) for run, found in runs.items()
             if len({result["step"] for result in found}) > 1}
     if not runs:
-        return
+        return None
     figure, (axes,) = new_figure(12, 4.5, 1, 2)
     for axis, (label, lines, level) in zip(axes, panels, strict=True):
         for number, ((folder, model), found) in enumerate(runs.items()):
@@ -253,4 +263,4 @@ def curves(panels, results, title, path):
         axis.set(xlabel="step (FastGAN: iterations, others: epochs)", ylabel=label)
         axis.legend(fontsize=8)
     axes[1].set_ylim(-0.03, 1.03)
-    save_figure(figure, f"{title}\nbands: 95% intervals", path)
+    return save_figure(figure, f"{title}\nbands: 95% intervals", path)

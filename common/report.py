@@ -53,30 +53,27 @@ def best(row, results):
     return {i for i in off if len(off) > 1 and off[i] < min(off.values()) + 1e-9}
 
 
-def table(rows, results):
-    """The table as rows of (text, whether it is bold): the header, then the rows with numbers under
-    the name of their group."""
-    lines = [[("", False), *((result["name"], False) for result in results)]]
-    for group in GROUPS:
-        shown = [row for row in rows if row.group == group
-                 and any(result.get(row.name) is not None for result in results)]
-        if shown:
-            lines.append([(group, True), *(("", False) for _ in results)])
-        for row in shown:
-            winners = best(row, results)
-            lines.append([(row.label, False), *((cell(row, result), i in winners)
-                                                for i, result in enumerate(results))])
-    return lines
+def groups(rows, results):
+    """[(the name of a group, its rows with a number in some column)], without empty ones."""
+    shown = [row for row in rows if any(result.get(row.name) is not None for result in results)]
+    found = [(group, [row for row in shown if row.group == group]) for group in GROUPS]
+    return [(group, members) for group, members in found if members]
 
 
 def markdown(rows, results):
     """The table in Markdown, its columns aligned so that a terminal shows it well, too."""
-    rows = [[f"**{text}**" if bold else text for text, bold in row]
-            for row in table(rows, results)]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    rows.insert(1, ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])])
+    table = [["", *(result["name"] for result in results)]]
+    for group, members in groups(rows, results):
+        table.append([f"**{group}**", *("" for _ in results)])
+        for row in members:
+            bold = best(row, results)
+            cells = [cell(row, result) for result in results]
+            table.append([row.label, *(f"**{text}**" if i in bold else text
+                                       for i, text in enumerate(cells))])
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    table.insert(1, ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])])
     lines = []
-    for label, *texts in rows:
+    for label, *texts in table:
         padded = [text.rjust(width) for text, width in zip(texts, widths[1:], strict=True)]
         lines.append(f"| {' | '.join([label.ljust(widths[0]), *padded])} |")
     return "\n".join(lines)
@@ -97,13 +94,15 @@ def csv_text(rows, results):
     return text.getvalue()
 
 
-def write(rows, results, settings, caption, out, json_path):
-    """The table as metrics.json, metrics.csv and table.md in `out` and on the terminal.
+def write(rows, results, words, text, settings, caption, out, json_path):
+    """metrics.json, metrics.csv and table.md in `out`, and on the terminal what table.md says.
 
-    json_path: where the JSON goes, too; "-" leaves stdout to it alone.
+    words, text: the verdict, and that in Markdown. json_path: where the JSON goes, too; "-" leaves
+    stdout to it alone.
     """
-    text = f"{caption}\n\n{markdown(rows, results)}\n"
-    as_json = json.dumps({"settings": settings, "columns": results}, indent=1)
+    text = f"{text}\n\n{caption}\n\n{markdown(rows, results)}\n"
+    as_json = json.dumps({"settings": settings, "verdict": words, "columns": results},
+                         indent=1)
     written = {out / "metrics.json": as_json, out / "table.md": text,
                out / "metrics.csv": csv_text(rows, results)}
     if json_path not in (None, "-"):
@@ -111,15 +110,6 @@ def write(rows, results, settings, caption, out, json_path):
     for path, content in written.items():
         with files.replacing(path) as file:
             file.write(content.encode())
-    messages = sys.stderr if json_path == "-" else sys.stdout
-    cli.say(text, messages)
-    for result in results:
-        for kind, found in result.get("suspects", {}).items():
-            if found:
-                few = ", ".join(suspect["name"] for suspect in found[:5])
-                dots = ", ..." if len(found) > 5 else ""
-                cli.say(f"{result['name']}: {len(found)} of {settings['n']} nearer to a training "
-                        f"photo than 99% of the validation photos by {kind}: {few}{dots}",
-                        messages)
+    cli.say(text, sys.stderr if json_path == "-" else sys.stdout)
     if json_path == "-":
         cli.say(as_json)

@@ -6,7 +6,9 @@ downloaded have random ones.
 
 import csv
 import functools
+import html
 import json
+import re
 import runpy
 import shutil
 import sys
@@ -15,13 +17,14 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT
+from drawn import smooth
 from PIL import Image
 
 import evaluate
 import metrics
 import nets
 from common import checkpoints, features, imagefiles, photos, sampling, weights
-from common.rows import Row, rows
+from common.rows import DETAILS, Row, rows
 
 ROWS = {row.name for row in rows("efficientnet")}
 
@@ -106,23 +109,34 @@ def test_two_checkpoints_of_the_newest_run(first_evaluation, run, bedrooms):
     pictures = {f"{kind}_fastgan-{step}.png" for step in (10, 20)
                 for kind in ("neighbours_cosine", "pca", "pieces")}
     assert {path.name for path in out.iterdir()} == pictures | {
-        "metrics.json", "metrics.csv", "table.md", "table.png", "pca_real.png", "curve.png",
+        "report.html", "metrics.json", "metrics.csv", "table.md", "pca_real.png", "curve.png",
         "spectrum.png", ".cache"}
+    assert done.stdout.splitlines()[-1] == f"{out.relative_to(run.parents[1])}/report.html"
+    page = (out / "report.html").read_text()
+    for title in ("Over steps", "Power spectra", "fastgan 10", "fastgan 20", "No verdict"):
+        assert f">{title}<" in page, title
+    assert len(re.findall("<figure class=plot>", page)) == 2 * 3 + 3
+    assert len(re.findall(r"<figcaption>sample \d<", page)) == 12 + sum(
+        len(column["suspects"]["cosine"]) for column in json.loads(
+            (out / "metrics.json").read_text())["columns"][1:])
     assert {path.name for path in samples.iterdir()} == {"fastgan-10", "fastgan-20"}
     written = json.loads((out / "metrics.json").read_text())
     real, first, second = written["columns"]
     assert [real["name"], first["name"], second["name"]] == ["REAL", "fastgan 10", "fastgan 20"]
     # Too few photos for some, and --recover was not asked for.
     rows = ROWS - {"fd_efficientnet_infinity_validation", "recovery_gap"}
+    details = {row.name for row in DETAILS}
     assert set(first) == {"name", "kind", "n", "path", "model", "step", "intervals", "suspects",
-                          *rows}
+                          "other_photos", *rows, *details}
+    assert not first["other_photos"] and second["other_photos"]
+    assert written["verdict"]["note"].startswith("6 images a set are too few for a verdict")
     assert [written["settings"][key] for key in ("n", "size", "fit")] == [6, 256, "square"]
     table = (out / "table.md").read_text()
     assert "by EfficientNet-Lite2" in table and done.stdout.startswith(table)
     assert "random" not in table + json.dumps(written)
     for row, (low, high) in first["intervals"].items():
         assert low <= first[row] <= high
-    assert set(first["intervals"]) == rows - {  # halves of 6 have no 5th neighbour
+    assert set(first["intervals"]) == (rows | details) - {  # halves of 6 have no 5th neighbour
         "precision", "recall"}
     assert first["privacy_loss"] == first["aa_test"] - first["aa_train"]
     lines = list(csv.DictReader((out / "metrics.csv").open()))
@@ -287,8 +301,36 @@ def test_training_photos_as_samples_are_found_out(evaluated, bedrooms, tmp_path)
         found = column["suspects"][kind]
         assert len(found) == 6 and all(s["name"] == s["photo"] for s in found)
         assert all(s["distance"] == 0 for s in found)
-        assert f"copies: 6 of 6 nearer to a training photo than 99% of the validation photos " \
-               f"by {kind}" in out
+    assert ("- copying: 6 of 6 images lie suspiciously near to a training photo (0.1 by chance): "
+            f"{found[0]['name']}, ") in out and "near to a training photo by LPIPS (0.1" in out
+
+
+def test_the_verdict_in_words(evaluated, tmp_path):
+    """Of copies and of images repeated, beside photos: on the terminal, in table.md, in the JSON
+    and on the page."""
+    images = smooth(84, 32)
+    for folder, chosen in {"data/train": range(28), "data/val": range(28, 56),
+                           "copied": [*range(8), *range(56, 76)], "honest": range(56, 84),
+                           "repeated": [56, 57] * 14}.items():
+        (tmp_path / folder).mkdir(parents=True)
+        for number, i in enumerate(chosen):
+            Image.fromarray(images[i].permute(1, 2, 0).numpy()).save(
+                tmp_path / folder / f"{number:02d}.png")
+    sets = [tmp_path / name for name in ("copied", "honest", "repeated")]
+    out, _ = evaluated("--samples", *sets, "--data", tmp_path / "data", "--out", tmp_path / "out")
+    words = json.loads((tmp_path / "out" / "metrics.json").read_text())["verdict"]
+    copied, honest, repeated = (words["columns"][path.name] for path in sets)
+    assert re.match(r"Photos may be copied: (8|9) of 28 images lie suspiciously near to a training "
+                    r"photo \(0.3 by chance\): 0", copied["copying"])
+    assert honest["copying"].startswith("No sign of it: ")
+    assert honest["quality"].startswith("No difference from photos is seen: ")
+    assert repeated["variety"].startswith("Collapsed, nearly all of them are one image: 1.")
+    assert "repeated" not in words["best"].partition(";")[0] and "steps" not in words
+    page = html.unescape((tmp_path / "out" / "report.html").read_text().replace("&nbsp;", " "))
+    page = re.sub("</?strong>", "", page)
+    for text in (*copied.values(), *honest.values(), *repeated.values(), words["best"]):
+        assert text in page and text in out
+    assert out.startswith((tmp_path / "out" / "table.md").read_text())
 
 
 def test_a_row_more_is_in_table_csv_and_json(evaluated, bedrooms, run, monkeypatch):

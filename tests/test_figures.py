@@ -35,17 +35,6 @@ def test_a_figure_is_a_png_with_its_title(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
 
 
-def test_a_table_has_bold_cells(saved):
-    figures.table([[("", False), ("REAL", False)], [("quality", True), ("", False)],
-                   [("FID", False), ("1.0", True)]], "caption", "table.png")
-    cells = saved[0].axes[0].tables[0].get_celld()
-    texts = {place: cell.get_text().get_text() for place, cell in cells.items()}
-    assert texts == {(0, 0): "", (0, 1): "REAL", (1, 0): "quality", (1, 1): "", (2, 0): "FID",
-                     (2, 1): "1.0"}
-    assert {place for place, cell in cells.items()
-            if cell.get_text().get_weight() == "bold"} == {(0, 0), (0, 1), (1, 0), (2, 1)}
-
-
 def test_neighbours_are_beside_their_samples(rows_of_images):
     near = Neighbors(np.array([[0.1, 0.2], [0.3, 0.4], [0.5, 0.6]]),
                      np.array([[5, 6], [7, 8], [9, 4]]))

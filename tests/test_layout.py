@@ -7,14 +7,15 @@ from conftest import ROOT
 
 ROOMS = ["cli", "files", "imagefiles", "twins", "scenes", "photos", "devices", "sampling",
          "recovery", "checkpoints", "figures", "run", "weights", "perceptual", "features", "rows",
-         "report"]
+         "report", "verdict", "page"]
 NEEDS = {  # each imports only from rooms before it, and of those, of nets and of metrics only:
     "imagefiles": "cli", "photos": "cli files imagefiles", "devices": "cli", "recovery": "sampling",
     "checkpoints": "cli files sampling nets", "figures": "files",
     "run": "cli files photos devices sampling checkpoints figures",
     "weights": "nets files", "perceptual": "files weights",
     "features": "metrics cli files photos weights perceptual", "rows": "metrics",
-    "report": "cli files rows", "prepare_data": "cli files imagefiles scenes twins",
+    "report": "cli files rows", "verdict": "rows report", "page": "files report",
+    "prepare_data": "cli files imagefiles scenes twins",
     "evaluate": "nets metrics " + " ".join(ROOMS)}
 FILES = sorted([*ROOT.glob("*.py"), *ROOT.glob("common/*.py"), *ROOT.glob("tests/*.py")])
 OURS = [path for path in FILES if path.parent.name != "tests"]

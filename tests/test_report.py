@@ -68,25 +68,25 @@ def test_the_study_is_in_rows_that_there_are():
     assert report.cell(ROW["aa_train"], report.STUDY[1]) == "0.91"
 
 
+def test_groups_without_numbers_are_left_out():
+    groups = report.groups(ROWS, COLUMNS)
+    assert [(group, [row.name for row in members]) for group, members in groups] == [
+        ("quality", ["fid_train", "kid_validation", "aa_train"]), ("copying", ["privacy_loss"])]
+
+
 @pytest.mark.parametrize("where", [None, "-", "also.json"])
 def test_what_is_written_and_printed(where, tmp_path, capsys):
-    """With "-" the JSON is alone on stdout; suspects are named, the first five."""
-    suspects = [{"sample": i, "name": f"sample {i}", "photo": "x.jpg", "distance": 0.1}
-                for i in range(7)]
-    columns = [COLUMNS[0], {**COLUMNS[1], "suspects": {"cosine": suspects, "lpips": []}},
-               {**COLUMNS[2], "suspects": {"cosine": suspects[:1]}}]
-    report.write(ROWS, columns, {"n": 6}, "a caption", tmp_path,
+    """The words, then the table; with "-" the JSON is alone on stdout."""
+    words = {"columns": {"a": {"quality": "Good ±1."}}}
+    report.write(ROWS, COLUMNS, words, "the words", {"n": 6}, "a caption", tmp_path,
                  tmp_path / where if where == "also.json" else where)
     printed = capsys.readouterr()
     text = printed.err if where == "-" else printed.out
-    assert text.startswith(f"a caption\n\n{report.markdown(ROWS, columns)}")
-    assert ("a: 7 of 6 nearer to a training photo than 99% of the validation photos by cosine: "
-            "sample 0, sample 1, sample 2, sample 3, sample 4, ...\n") in text
-    assert text.endswith("by cosine: sample 0\n") and "by lpips" not in text
-    expected = {"settings": {"n": 6}, "columns": columns}
+    assert text == f"the words\n\na caption\n\n{report.markdown(ROWS, COLUMNS)}\n\n"
+    expected = {"settings": {"n": 6}, "verdict": words, "columns": COLUMNS}
     assert json.loads((tmp_path / "metrics.json").read_text()) == expected
     assert (tmp_path / "table.md").read_text() in text
-    assert (tmp_path / "metrics.csv").read_text() == report.csv_text(ROWS, columns)
+    assert (tmp_path / "metrics.csv").read_text() == report.csv_text(ROWS, COLUMNS)
     if where == "-":
         assert json.loads(printed.out) == expected
     else:
