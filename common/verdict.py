@@ -62,7 +62,7 @@ def quality(own, real, fd):
     told, photos = own["aa_test"], real["aa_train"]
     distance, floor = own["fid_validation"], real["fid_validation"]
     if photos.beyond(told):
-        lead = "Nearer to validation photos than photos are to each other, as their copies are"
+        lead = "Nearer to validation photos than photos are to each other, as copies of them are"
     elif not told.beyond(photos):
         lead = ("No difference from photos is seen" if not distance.beyond(floor) else
                 "Not told from photos one by one, but as a whole")
@@ -141,12 +141,12 @@ def variety(own, real):
 
 
 def copying(own, result, n):
-    """Signs of copying, or how small a share of copies would have shown; None: can't be said."""
-    if result.get("other_photos"):
+    """Signs of copying, or how small a share of copies would have shown."""
+    if result["other_photos"]:
         return "Not tested, since it was trained on other photos."
-    if "copies" not in own:
-        return None
     near, loss, gap = suspected(result, n), own["privacy_loss"], own.get("recovery_gap")
+    if "copies" not in own:  # above 12,000 photos and samples
+        return sentence(near)
     pieces = own["pieces"]
     telling = (f"{pieces.percent} of pieces are nearer to training than to validation photos (50% "
                "by chance)")
