@@ -82,8 +82,8 @@ def checkpoint_columns(args):
             cli.fail(f"{path}: unknown model {checkpoint['model']}")
         for large in ("networks", "optimizers", "sampler"):  # read again when it samples
             checkpoint.pop(large, None)
-        unknown = checkpoint["published"] and checkpoint["trained"]
-        step = path.stem if unknown else checkpoint["step"]
+        step = checkpoints.known_step(checkpoint)
+        step = path.stem if step is None else step
         columns.append(Column(f"{checkpoint['model']} {step}", path.parent,
                               checkpoint["config"]["image_size"], files.file_sha256(path),
                               checkpoint["fit"], checkpoint))
@@ -106,7 +106,7 @@ def folder_column(folder, size):
         (one, a), (other, b) = list(sizes.items())[:2]
         cli.fail(f"images of several sizes ({a} is {one[0]}×{one[1]}, {b.name} "
                  f"{other[0]}×{other[1]}); --size N brings all to one")
-    return Column(Path(folder).resolve().name, Path(folder), min(next(iter(sizes))),
+    return Column(files.readable(Path(folder).resolve().name), Path(folder), min(next(iter(sizes))),
                   files.sha256(json.dumps(hashes)), paths=paths)
 
 
@@ -195,13 +195,13 @@ def trained_on_others(columns, compared):
         cli.warn(f"--fit {compared.fit} for all photos, but {', '.join(others)} trained on "
                  f"{'crop' if compared.fit == 'square' else 'square'} ones")
     for column in columns:
-        if (column.size, column.fit) != (compared.size, compared.fit):
+        if not column.checkpoint or column.checkpoint["data"] is None:  # of a published checkpoint
             continue
-        fingerprint, limit = compared.train.key, limit_of(column)
-        if limit < compared.train.n:
-            images, _ = photos.load_images(compared.data, "train", compared.size, compared.fit)
+        images, fingerprint = photos.load_images(compared.data, "train", column.size, column.fit)
+        limit = limit_of(column)
+        if limit < len(images):
             fingerprint = files.sha256(images[:limit].numpy())
-        if column.checkpoint["data"] not in (None, fingerprint):
+        if column.checkpoint["data"] != fingerprint:
             names.append(column.name)
             cli.warn(f"{column.name} was trained on other photos than {compared.data}/train: its "
                      "train rows and privacy loss say nothing of copying")
@@ -222,7 +222,7 @@ def sample_set(column, compared, device):
     else:
         key = [column.key, seed, n, size, compared.fit]
         paths = [column.paths[row] for row in photos.draw_rows(len(column.paths), n, seed)]
-        labels = [path.relative_to(column.home).as_posix() for path in paths]
+        labels = [files.readable(path.relative_to(column.home).as_posix()) for path in paths]
 
         def originals(rows):
             return photos.decoded([paths[row] for row in rows], size, compared.fit)
@@ -280,8 +280,9 @@ def measure(column, compared, networks, chosen, components, args):
     pieces = features.piece_sources(compared.train, samples, sides, nearest)
     result = {"name": column.name, "kind": "judged", "path": str(column.home)}
     if column.checkpoint:
-        result |= {"path": str(column.checkpoint["path"]),
-                   **{key: column.checkpoint[key] for key in ("model", "step")}}
+        result |= {"path": str(column.checkpoint["path"]), "model": column.checkpoint["model"]}
+        step = checkpoints.known_step(column.checkpoint)
+        result |= {} if step is None else {"step": step}
     result |= {"n": compared.n, **values, "intervals": intervals,
                "suspects": suspects(spaces, near, labels, compared.paths)}
     shown = sorted({*range(min(page.SAMPLES, compared.n)), *pieces,
@@ -316,7 +317,8 @@ def suspects(spaces, near, labels, paths):
         order = neighbors.distances[:, 0].argsort(stable=True)
         suspected = metrics.suspected_copies(*spaces[DISTANCES[name]])[order]
         found[name] = [
-            {"sample": i, "name": labels[i], "photo": paths[neighbors.indices[i, 0]].name,
+            {"sample": i, "name": labels[i],
+             "photo": files.readable(paths[neighbors.indices[i, 0]].name),
              "distance": neighbors.distances[i, 0].item()} for i in order[suspected].tolist()]
     return found
 
@@ -435,21 +437,22 @@ def main(args):
         found.result["other_photos"] = found.result["name"] in others
     results = [found.result for found in (real, *judged)] + (report.STUDY if args.study else [])
     settings = {**{key: getattr(compared, key) for key in ("n", "size", "fit", "seed")},
+                "validation_photos": compared.validation.n,
                 "data": str(compared.data), "features": args.features,
                 "resize": args.resize if args.features == "inception" else None,
                 "lpips_size": networks.lpips_size if networks.lpips else None,
                 "recover": args.recover, "level": 0.95, "versions": versions()}
     words, caption = verdict.verdict(results, settings), f"{compared.caption}; {compared.margins}"
+    report.write(chosen, results, words, verdict.markdown(words), settings, caption, compared.out,
+                 args.json)
 
     def photo(j):  # of training
         path = compared.paths[j]
-        return path.name, photos.decode(path, compared.size, compared.fit)
+        return files.readable(path.name), photos.decode(path, compared.size, compared.fit)
 
     drawn = draw(real, judged, photo, compared, components, args.features)
     page.write(compared.out / "report.html", caption, verdict.parts(words), chosen, results, judged,
                photo, drawn)
-    report.write(chosen, results, words, verdict.markdown(words), settings, caption, compared.out,
-                 args.json)
     cli.say(f"{compared.out}/report.html", sys.stderr if args.json == "-" else sys.stdout)
 
 

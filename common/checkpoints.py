@@ -211,6 +211,11 @@ def load_weights(module, state, path, **options):
         cli.fail(f"{path}: of another network or optimiser ({line})")
 
 
+def known_step(checkpoint):
+    """The step of a checkpoint of read; None of a published one that has none in its name."""
+    return None if checkpoint["published"] and checkpoint["trained"] else checkpoint["step"]
+
+
 def load_generator(path, device="cpu"):
     """The network to sample from of a checkpoint, in evaluation mode, without gradients.
 

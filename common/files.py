@@ -17,6 +17,11 @@ def slug(name):
     return re.sub(r"[^\w.-]+", "-", name)
 
 
+def readable(name):
+    """A file's name as text that can be written: bytes that aren't UTF-8 become question marks."""
+    return str(name).encode(errors="replace").decode()
+
+
 @contextlib.contextmanager
 def replacing(path):
     """A binary file to write that appears under its name whole and on disk, or not at all.

@@ -13,7 +13,8 @@ from PIL import Image
 from common import files, report
 
 SAMPLES, SUSPECTS = 16, 8  # of a column
-SIDE = 384  # they are shrunk to it, pixels
+WEIGHT = 4_400_000  # characters that up to four columns may have together
+SIDES = (1024, 768, 512, 384, 256, 128)  # pixels: images are as large as that allows
 QUALITY = 80  # of JPEG
 
 STYLE = """
@@ -69,7 +70,7 @@ input:focus-visible + img { outline: 3px solid var(--mark); }
 figure input:checked + img { position: fixed; inset: 0; width: 100vw; height: 100vh; z-index: 2;
   max-width: none; object-fit: contain; background: #000d; cursor: zoom-out; }
 @media (max-width: 640px) {
-  thead { display: none; }
+  thead { position: absolute; clip-path: inset(50%); }
   tbody tr { display: grid; grid-template-columns: 1fr 1fr; border-bottom: 1px solid var(--line); }
   tbody th { grid-column: 1 / -1; }
   tbody th { position: static; }
@@ -77,7 +78,11 @@ figure input:checked + img { position: fixed; inset: 0; width: 100vw; height: 10
   td::before { content: attr(data-column); display: block; color: var(--soft); font-size: .8rem;
     overflow-wrap: anywhere; } }
 @media print {
+  @page { margin: 1cm; }
   nav { display: none; }
+  .scroll { overflow: visible; }
+  th, td, tbody th { min-width: 0; padding: .2rem; font-size: 7pt; position: static; }
+  h3 { break-after: avoid; }
   main { max-width: none; padding: 0; }
   body { font-size: 9pt; }
   .bar i { print-color-adjust: exact; -webkit-print-color-adjust: exact; }
@@ -102,8 +107,8 @@ def write(path, caption, words, rows, results, judged, photo, figures):
     parts = [f"<h1>{escape(title)}</h1><p class=note>{escape(caption)}</p><nav>{nav}</nav>",
              section("verdict", "The verdict", verdict(words, judged)),
              section("numbers", "The numbers", numbers(rows, results)),
-             *(section(place(name), name, column(name, measured, photo)
-                       + "".join(plot(*found) for found in figures[name]))
+             *(section(place(name), name, column(name, measured, photo, figures[name],
+                                                 WEIGHT // min(4, len(judged))))
                for name, measured in zip(names, judged, strict=True)),
              section("all", "All columns", "".join(plot(*found) for found in figures[""]))]
     text = ('<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
@@ -140,7 +145,7 @@ def verdict(parts, judged):
 
 def lead(text):
     """What comes before a colon in bold, and no line break before a ±."""
-    first, colon, rest = escape(text).partition(":")
+    first, colon, rest = escape(text).partition(": ")
     bold = f"<strong>{first}{colon}</strong>{rest}" if colon else first
     return bold.replace(" ±", "&nbsp;±")
 
@@ -153,7 +158,7 @@ def numbers(rows, results):
     header = "".join(f"<th scope=col>{escape(result['name'])}" for result in results)
     lines = []
     for group, members in report.groups(rows, results):
-        lines.append(f'<tr class=group><th colspan="{len(results) + 1}">{group}')
+        lines.append(f'<tr class=group><th scope=rowgroup colspan="{len(results) + 1}">{group}')
         for row in members:
             best = report.best(row, results)
             cells = "".join(cell(row, result, results, i in best)
@@ -213,37 +218,46 @@ def first_samples(measured):
     return [measured.images[i] for i in range(min(SAMPLES, measured.result["n"]))]
 
 
-def column(name, measured, photo):
-    """The first samples, and suspects beside their photos."""
-    samples = "".join(figure(image, label, f"{label} of {name}")
-                      for label, image in first_samples(measured))
-    pairs = []
+def column(name, measured, photo, figures, weight):
+    """The first samples, suspects beside their photos, and figures: as large as their weight in
+    characters allows."""
+    samples, pairs = first_samples(measured), []
     for distance, found in measured.result["suspects"].items():
         nearest = measured.near[distance][0].indices[:, 0]
         for suspect in found[:SUSPECTS]:
-            label, image = measured.images[suspect["sample"]]
             source, near = photo(nearest[suspect["sample"]])
-            pairs.append(f"<div>{figure(image, label, f'{label} of {name}')}"
-                         + figure(near, f"{source}: {suspect['distance']:.3f} ({distance})",
-                                  f"the training photo nearest to {label}") + "</div>")
-    return (f"<h3>Samples, not picked</h3><div class=images>{samples}</div>"
-            + (f"<h3>Suspected copies ({SUSPECTS} at most), each beside its nearest training photo"
-               f"</h3><div class=pairs>{''.join(pairs)}</div>" if pairs else ""))
+            pairs.append((measured.images[suspect["sample"]],
+                          (f"{source}: {suspect['distance']:.3f} ({distance})", near)))
+    for side in SIDES:
+        text = "<h3>Samples, not picked</h3><div class=images>" + "".join(
+            figure(image, label, f"{label} of {name}", side) for label, image in samples) + "</div>"
+        if pairs:
+            text += (f"<h3>Suspected copies ({SUSPECTS} at most), each beside its nearest training "
+                     "photo</h3><div class=pairs>")
+            for (label, image), (source, near) in pairs:
+                text += (f"<div>{figure(image, label, f'{label} of {name}', side // 2)}"
+                         + figure(near, source, f"the training photo nearest to {label}", side // 2)
+                         + "</div>")
+            text += "</div>"
+        text += "".join(plot(*found, max(2 * side, 800)) for found in figures)
+        if len(text) < weight:
+            break
+    return text
 
 
-def plot(title, path):
+def plot(title, path, side=1400):
     """A figure from its file."""
     with Image.open(path) as image:
         image = np.asarray(image.convert("RGB")).transpose(2, 0, 1)
-    return f"<h3>{escape(title)}</h3>" + figure(image, "", title, max(image.shape), " class=plot")
+    return f"<h3>{escape(title)}</h3>" + figure(image, "", title, side, " class=plot")
 
 
-def figure(image, label, alt, side=SIDE, kind=""):
+def figure(image, label, alt, side, kind=""):
     """An image that a click enlarges: a checkbox, hidden, whose label is the image."""
     alt = escape(alt)
-    caption = f"<figcaption>{escape(label)}</figcaption>" if label else ""
-    return (f'<figure{kind}><label title="Enlarge, or back"><input type=checkbox aria-label="'
-            f'Enlarge: {alt}"><img alt="{alt}" {jpeg(image, side)}></label>{caption}</figure>')
+    return (f'<figure{kind}><label title="Enlarge, or back"><input type=checkbox autocomplete=off '
+            f'aria-label="Enlarge: {alt}"><img alt="{alt}" {jpeg(image, side)}></label>'
+            + (f"<figcaption>{escape(label)}</figcaption>" if label else "") + "</figure>")
 
 
 def jpeg(image, side):

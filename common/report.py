@@ -100,7 +100,7 @@ def write(rows, results, words, text, settings, caption, out, json_path):
     words, text: the verdict, and that in Markdown. json_path: where the JSON goes, too; "-" leaves
     stdout to it alone.
     """
-    text = f"{text}\n\n{caption}\n\n{markdown(rows, results)}\n"
+    text = f"{caption}\n\n{text}\n\n{markdown(rows, results)}\n"
     as_json = json.dumps({"settings": settings, "verdict": words, "columns": results},
                          indent=1)
     written = {out / "metrics.json": as_json, out / "table.md": text,

@@ -11,13 +11,11 @@ import math
 from pathlib import Path
 from typing import NamedTuple
 
-from scipy.stats import binom
-
 from common import report, rows
 
 LEAST = 24  # images a set: intervals of fewer were not tested (docs/metrics.md)
-CHANCE = 0.01  # of a sample to be a suspect: metrics.suspected_copies
 FEW = 5  # names a sentence
+COPIES = {"cosine": "copies", "lpips": "copies_lpips"}  # the rows of suspects by each distance
 
 
 class Known(NamedTuple):
@@ -61,22 +59,26 @@ def quality(own, real, fd):
     """How far from photos, and what the spectrum says is wrong. fd: what the table calls FID."""
     told, photos = own["aa_test"], real["aa_train"]
     distance, floor = own["fid_validation"], real["fid_validation"]
+    wrong = [text for text in (detail(own, real), grid(own, real)) if text]
     if photos.beyond(told):
         lead = "Nearer to validation photos than photos are to each other, as copies of them are"
     elif not told.beyond(photos):
-        lead = ("No difference from photos is seen" if not distance.beyond(floor) else
-                "Not told from photos one by one, but as a whole")
+        lead = ("Not told from photos one by one, but as a whole" if distance.beyond(floor) else
+                "No difference from photos is seen" + (" but in the spectrum" if wrong else ""))
     else:
         lead = "Far from photos" if told.low > 0.9 else "Can be told from photos"
-    if distance.beyond(floor):
+    if floor.beyond(distance):
+        far = "smaller than"
+    elif not distance.beyond(floor):
+        far = "within the intervals"
+    elif floor.low > 0:
         times = distance.value / floor.value
         far = f"{times:.1f} times" if times < 9.95 else f"{times:.0f} times"
     else:
-        far = "below" if floor.beyond(distance) else "no more than"
-    text = (f"{lead}: a nearest-neighbour test tells {told.percent} of the images apart (photos "
-            f"{photos.percent}, ideal 50%), and the distance from photos is {far} that of other "
-            f"photos ({fd} {distance}; {floor}).")
-    wrong = [text for text in (detail(own, real), grid(own, real)) if text]
+        far = "larger than"
+    text = (f"{lead}: a nearest-neighbour test tells {told.percent} of them from photos (photos "
+            f"from photos {photos.percent}, guessing 50%), and the distance from photos is {far} "
+            f"that of other photos ({fd} {distance}, theirs {floor}).")
     return " ".join([text, *([sentence("; ".join(wrong))] if wrong else [])])
 
 
@@ -84,25 +86,18 @@ def detail(own, real):
     """What fine detail has too much or too little of, or None."""
     if "spectrum_high" not in own or not own["spectrum_high"].beyond(real["spectrum_high"]):
         return None
-    signed, off = own["spectrum_high_signed"], own["spectrum_high"]
-    numbers = f"(spectrum, high {off}; photos {real['spectrum_high']})"
-    if signed.low <= 0 <= signed.high or abs(signed.value) < off.value / 2:
+    off, (signed, low, high, _) = own["spectrum_high"], own["spectrum_high_signed"]
+    if low <= 0 <= high or abs(signed) < off.value / 2:
         return (f"the power in fine detail is off by a factor of {math.exp(off.value):.1f} on "
-                f"average, up and down {numbers}")
-    return f"fine detail has {ratio(math.exp(signed.value))} the power of photos {numbers}"
-
-
-def ratio(x):
-    """A ratio as one says it."""
-    names = ["half", "a third of", "a quarter of", "a fifth of", "a sixth of", "a seventh of",
-             "an eighth of", "a ninth of", "a tenth of"]
-    if x >= 1.5:
-        return f"{x:.1f} times" if x < 9.95 else f"{x:.0f} times"
-    if x > 2 / 3:
-        return f"{100 * x:.0f}% of"
-    parts = round(1 / x)
-    return (names[parts - 2] if parts <= 10 else f"1/{parts} of" if parts < 100 else
-            "less than a hundredth of")
+                "average, up and down")
+    power, margin = math.exp(signed), (math.exp(high) - math.exp(low)) / 2
+    if power >= 1.5:
+        return f"fine detail has {power:.1f} ±{margin:.1f} times the power it has in photos"
+    if power < 0.01:
+        return "fine detail has less than 1% of the power it has in photos"
+    digits = 0 if power > 0.095 else 1
+    return (f"fine detail has {100 * power:.{digits}f}% ±{100 * margin:.{digits}f} of the power it "
+            "has in photos")
 
 
 def grid(own, real):
@@ -112,8 +107,9 @@ def grid(own, real):
     shown = [period for period in (8, 4, 2)
              if own[f"spectrum_grid_{period}"].beyond(real[f"spectrum_grid_{period}"])]
     pixels = f" of {shown[0]} pixels" if shown else ""
-    return (f"a regular grid{pixels} shows (spectrum, grid {own['spectrum_grid']}; photos "
-            f"{real['spectrum_grid']})")
+    power, low, high, _ = map(math.exp, own["spectrum_grid"][:3] + (0,))
+    return (f"a regular grid{pixels} has {power:.1f} ±{(high - low) / 2:.1f} times the power of "
+            "what is around it")
 
 
 def variety(own, real):
@@ -121,8 +117,10 @@ def variety(own, real):
     number, photos = own["effective_images"], real["effective_images"]
     recall, reach = own.get("recall"), real.get("recall")
     less = photos.beyond(number)
-    if number.high < min(2, (1 + photos.low) / 2):
+    if number.high < 1.1 < photos.low:
         lead = "Collapsed, nearly all of them are one image"
+    elif number.high < min(2, (1 + photos.low) / 2):
+        lead = "Collapsed, hardly any variety"
     elif number.high < photos.low / 2:
         lead = "Little variety, less than half of photos'"
     elif less:
@@ -130,88 +128,118 @@ def variety(own, real):
     elif number.beyond(photos):
         lead = "More varied than photos, as images far from them often are"
     else:
-        lead = "As varied as photos"
-    text = f"{lead}: {number} effective images, photos {photos}"
+        lead = "As varied as photos, within the intervals"
+    text = f"{lead}: {number} effective images, photos {photos}."
     if recall and reach:
-        fewer = reach.beyond(recall)
-        text += (", but of other kinds" if fewer and not less else "") + (
-            f"; {recall.percent} of the photos lie among them, among as many other photos "
-            f"{reach.percent}")
-    return f"{text}."
+        but = "But they" if reach.beyond(recall) and not less else "They"
+        text += f" {but} cover {recall.percent} of the photos, other photos {reach.percent}."
+    return text
 
 
-def copying(own, result, n):
+class Traces(NamedTuple):
+    """What copies leave: sentences, each with its number."""
+
+    signs: list  # beyond chance
+    odd: list  # beyond chance, the other way: nearer to validation photos
+    rest: list  # within it
+
+
+def traces(own, result, settings):
+    """The Traces of suspects, pieces, privacy loss and the recovery gap."""
+    by_chance, n = chance(settings["validation_photos"]), settings["n"]
+    tests = [(suspected(found, kind, n, by_chance), own.get(COPIES[kind]), by_chance, 0)
+             for kind, found in result["suspects"].items()]
+    tests += [(f"{own['pieces'].percent} of pieces are nearer to training than to validation "
+               "photos (50% by chance)", own["pieces"], 0.5, 0.5),
+              (f"privacy loss is {own['privacy_loss']} (0 by chance)", own["privacy_loss"], 0, 0)]
+    if "recovery_gap" in own:
+        tests.append(("training photos are recovered better than validation photos by "
+                      f"{own['recovery_gap']} (0 by chance)", own["recovery_gap"], 0, -math.inf))
+    found = Traces([], [], [])
+    for text, number, most, least in tests:  # what is usual
+        if number and number.low > most:
+            found.signs.append(text)
+        elif number and number.high < least:
+            found.odd.append(text)
+        else:
+            found.rest.append(text)
+    return found
+
+
+def copying(own, result, settings):
     """Signs of copying, or how small a share of copies would have shown."""
+    signs, odd, rest = traces(own, result, settings)
+    if odd:
+        return f"Nearer to validation than to training photos: {'; '.join(odd)}. Trained on those?"
     if result["other_photos"]:
         return "Not tested, since it was trained on other photos."
-    near, loss, gap = suspected(result, n), own["privacy_loss"], own.get("recovery_gap")
-    if "copies" not in own:  # above 12,000 photos and samples
-        return sentence(near)
-    pieces = own["pieces"]
-    telling = (f"{pieces.percent} of pieces are nearer to training than to validation photos (50% "
-               "by chance)")
-    lost = f"privacy loss is {loss} (0 by chance)"
-    learnt = f"it recovers training photos better than validation photos, by {gap}"
-    whole = own["copies"].low > CHANCE
-    signs = [text for text, shows in [(near, whole), (telling, pieces.low > 0.5),
-                                      (lost, loss.low > 0), (learnt, gap and gap.low > 0)] if shows]
-    odd = [text for text, shows in [(telling, pieces.high < 0.5), (lost, loss.high < 0)] if shows]
     if signs:
-        lead = ("Parts of training photos may be copied, whole ones are not seen to be"
-                if signs == [telling] else "Photos may be copied")
-        others = [] if whole else [sentence(near)]
-        return " ".join([f"{lead}: {'; '.join(signs)}.", *others, "Look at the figures."])
-    if odd:
-        return (f"Nearer to validation than to training photos: {'; '.join(odd)}. Was it trained "
-                "on those?")
-    return (f"No sign of it: {near}; {telling}; {lost}. Had {100 * noticed(n):.0f}% of the images "
-            "been copies, they would have shown nine times in ten.")
+        whole = len(signs) > 1 or " of pieces " not in signs[0]
+        lead = ("Photos may be copied" if whole else
+                "Parts of training photos may be copied, whole ones are not seen to be")
+        return f"{lead}: {'; '.join(signs)}. Look at the figures."
+    text = f"No sign of it: {'; '.join(rest)}."
+    if "copies" not in own:  # of more than 12,000 photos and samples
+        return text
+    share = 100 * noticed(settings["n"], settings["validation_photos"])
+    return f"{text} Copies of {share:.0f}% of the images would most likely have shown."
 
 
-def suspected(result, n):
-    """How many suspects there are, and the nearest of them, by each distance."""
-    said = []
-    for kind, found in result["suspects"].items():
-        by = "" if kind == "cosine" else f" by {kind.upper()}"
-        names = ", ".join([suspect["name"] for suspect in found[:FEW]] + ["…"] * (len(found) > FEW))
-        said.append(f"{len(found)} of {n} images {'lies' if len(found) == 1 else 'lie'} "
-                    f"suspiciously near to a training photo{by} ({CHANCE * n:.1f} by chance)"
-                    + (f": {names}" if names else ""))
-    return "; ".join(said)
+def suspected(found, kind, n, by_chance):
+    """How many suspects there are by a distance, and the nearest of them."""
+    by = "" if kind == "cosine" else f" by {kind.upper()}"
+    names = ", ".join([suspect["name"] for suspect in found[:FEW]] + ["…"] * (len(found) > FEW))
+    return (f"{len(found)} of {n:,} images {'lies' if len(found) == 1 else 'lie'} suspiciously "
+            f"near to a training photo{by} ({by_chance * n:.1f} by chance)"
+            + (f": {names}" if names else ""))
 
 
-def noticed(n, power=0.9):
-    """The share of copies among n samples at which suspects are a sign with this probability.
+def chance(validation):
+    """The mean share of suspects among samples that are drawn as validation photos are.
 
-    Suspects are then a binomial number, chance's 1% among them, and a sign if its 95% interval is
-    above 1%.
+    Suspects are nearer than the 0.01 quantile of so many validation photos' distances: the place
+    0.01 (validation - 1) in their order, and of validation + 1 gaps one more lies below it.
     """
-    shares = [k / n for k in range(1, n + 1)]
-    fewest = 1 + next(k for k, share in enumerate(shares) if share == 1 or
-                      share - 1.96 * math.sqrt(share * (1 - share) / n) > CHANCE)
-    return next((share / 1000 for share in range(1, 1000)
-                 if binom.sf(fewest - 1, n, min(1, share / 1000 + CHANCE)) >= power), 1)
+    return (0.01 * (validation - 1) + 1) / (validation + 1)
+
+
+def noticed(n, validation):
+    """The share of copies among n samples that nine of ten draws show as a sign.
+
+    A sign is an interval above chance's share; its standard error is that of a binomial share and
+    of chance's own, which hangs on the few nearest validation photos.
+    """
+    usual = chance(validation)
+    of_chance = usual**2 / (0.01 * (validation - 1) + 1)
+    for share in (i / 1000 for i in range(1, 1000)):
+        all_suspects = min(1, share + usual)
+        error = math.sqrt(all_suspects * (1 - all_suspects) / n + of_chance)
+        if share >= (1.96 + 1.28) * error:
+            return share
+    return 1
 
 
 # Several columns -----------------------------------------------------------------------------
 
 
-def best(columns, fd):
+def best(columns, doubtful, fd):
     """Which column is nearest to the validation photos, or that none is beyond its interval.
 
-    columns: {name: its known numbers}.
+    columns: {name: its known numbers}. doubtful: the names of those that may be copies.
     """
     far = {name: own["fid_validation"] for name, own in columns.items()}
     order = sorted(far, key=lambda name: far[name].value)
     first = [name for name in order if not far[name].beyond(far[order[0]])]
+    number = {name: f"{far[name]}" + (" (but see copying)" if name in doubtful else "")
+              for name in order}
     if len(first) == 1:
-        text = (f"{order[0]} is best, beyond its interval: {fd} {far[order[0]]}, next {order[1]} "
-                f"with {far[order[1]]}.")
+        text = (f"{order[0]} is best, beyond its interval: {fd} {number[order[0]]}, next is "
+                f"{order[1]} with {number[order[1]]}.")
     else:
-        listed = [f"{name} {far[name]}" for name in first[:FEW]] + ["…"] * (len(first) > FEW)
+        listed = [f"{name} {number[name]}" for name in first[:FEW]] + ["…"] * (len(first) > FEW)
         worse = len(order) - len(first)
         text = (f"No column is best beyond its interval by {fd}: {', '.join(listed)}"
-                + (f"; the {'others are' if worse > 1 else 'other is'} worse." if worse else "."))
+                + (f"; {worse} other{'s are' if worse > 1 else ' is'} worse." if worse else "."))
     told = {name: own["aa_test"] for name, own in columns.items()}
     other, ours = (min(names, key=lambda name: abs(told[name].value - 0.5))
                    for names in (told, first))
@@ -226,7 +254,7 @@ def progress(judged, columns, fd):
     runs = {}
     for result in judged:
         if "step" in result:
-            run = result["model"], Path(result["path"]).parent.name
+            run = result["model"], Path(result["path"]).parent.resolve()
             runs.setdefault(run, {})[result["step"]] = columns[result["name"]]["fid_validation"]
     said = []
     for (_, folder), found in runs.items():
@@ -236,15 +264,15 @@ def progress(judged, columns, fd):
         lowest = min(steps, key=lambda step: found[step].value)
         since = next(step for step in steps if not found[step].beyond(found[last]))
         if found[last].beyond(found[lowest]):
-            text = (f"it was best at step {lowest:,}, {fd} {found[lowest]}, and is worse at step "
-                    f"{last:,}, {found[last]}")
+            text = (f"it got worse after step {lowest:,}: {fd} {found[lowest]}, at step {last:,} "
+                    f"{found[last]}")
         elif since == last:
-            text = (f"more steps still helped, {fd} {found[before]} at step {before:,}, "
+            text = (f"more steps still helped: {fd} {found[before]} at step {before:,}, "
                     f"{found[last]} at {last:,}")
         else:
-            text = (f"no gain beyond the interval from step {since:,} to {last:,}, {fd} "
+            text = (f"no gain beyond the intervals is seen from step {since:,} to {last:,}: {fd} "
                     f"{found[since]} and {found[last]}")
-        said.append(f"{folder}: {text}." if len(runs) > 1 else sentence(text))
+        said.append(f"{folder.name}: {text}." if len(runs) > 1 else sentence(text))
     return " ".join(said) or None
 
 
@@ -264,19 +292,23 @@ def verdict(results, settings):
     if n < LEAST or "aa_train" not in real:
         note = (f"{n} images a set are too few for a verdict, which takes {LEAST} at least, and "
                 "some hundreds for narrow intervals. Look at the images." if n < LEAST else
-                f"{n:,} images a set have no intervals here; --n 4000 gives a verdict.")
-        named = {result["name"]: {"copying": sentence(suspected(result, n))} for result in judged
-                 if any(result["suspects"].values())}
+                f"Most rows have no interval with {n:,} images a set; --n 4000 gives a verdict.")
+        by_chance = chance(settings["validation_photos"])
+        named = {result["name"]: {"copying": sentence("; ".join(
+            suspected(found, kind, n, by_chance) for kind, found in result["suspects"].items()))}
+            for result in judged if any(result["suspects"].values())}
         return {"columns": named, "note": note}
-    columns = {result["name"]: known(result, kind) for result in judged}
-    words = {"columns": {}}
+    columns, doubtful, words = {}, set(), {"columns": {}}
     for result in judged:
-        own = columns[result["name"]]
-        said = {"quality": quality(own, real, fd), "variety": variety(own, real),
-                "copying": copying(own, result, n)}
-        words["columns"][result["name"]] = {part: text for part, text in said.items() if text}
+        own = columns[result["name"]] = known(result, kind)
+        words["columns"][result["name"]] = {
+            "quality": quality(own, real, fd), "variety": variety(own, real),
+            "copying": copying(own, result, settings)}
+        found = traces(own, result, settings)
+        if found.signs or found.odd or real["aa_train"].beyond(own["aa_test"]):
+            doubtful.add(result["name"])
     if len(judged) > 1:
-        said = {"best": best(columns, fd), "steps": progress(judged, columns, fd)}
+        said = {"best": best(columns, doubtful, fd), "steps": progress(judged, columns, fd)}
         words |= {part: text for part, text in said.items() if text}
     return words
 

@@ -93,7 +93,7 @@ def test_it_has_the_words_the_sentences_and_the_exact_values(written):
     assert "30.1 ±9.9" in text and "–" in text and "0.50" in text
     assert [cell["data-column"] for cell in read.all("td")][:3] == ["REAL", "a <b> & c",
                                                                    "published"]
-    assert "<strong>Far from &lt;photos&gt;:</strong>" in written
+    assert "<strong>Far from &lt;photos&gt;: </strong>" in written
 
 
 def test_bars_are_to_scale(written):
@@ -108,7 +108,7 @@ def test_bars_are_to_scale(written):
 
     real, own, published = places("FD-EfficientNet validation")
     assert published == {} and real["band"] == own["band"]
-    assert own["ideal"] == (2,) and own["band"] == (2 + 96 * 18 / 40, round(96 * 4 / 40, 1)) != ()
+    assert own["ideal"] == (2,) and own["band"] == (2 + 96 * 18 / 40, round(96 * 4 / 40, 1))
     assert own["interval"] == (2 + round(96 * 29 / 40, 1), round(96 * 11 / 40, 1))
     assert own["value"] == (round(2 + 96 * 30.123456789 / 40, 1),)
     real, own, published = places("AA train")
@@ -126,7 +126,7 @@ def test_its_pictures(written):
 
     for i in range(12):  # those after it are suspects, too
         assert np.abs(np.asarray(shown(f"sample {i} of a <b> & c"), int) - 10 * i - 5).max() < 3
-    assert shown("sample 0 of a <b> & c").size == (page.SIDE, page.SIDE)
+    assert shown("sample 0 of a <b> & c").size == (600, 600)
     for i in range(19, 19 - page.SUSPECTS, -1):  # nearest photo: of the same number
         near = shown(f"the training photo nearest to sample {i}")
         assert np.abs(np.asarray(near, int) - 10 * i - 5).max() < 3
@@ -134,6 +134,25 @@ def test_its_pictures(written):
     assert "photo 19.jpg: 0.250 (cosine)" in read.text
     assert shown("Its plot").size == shown("Over steps").size == (1000, 500)
     assert len(read.all("img")) == 4 + page.SAMPLES + 2 * page.SUSPECTS + 2
+
+
+def test_four_columns_stay_below_five_megabytes(tmp_path):
+    """Of images that JPEG hardly compresses, half of them suspects by two distances."""
+    noise = np.random.default_rng(0).integers(0, 256, (3, 512, 512), np.uint8)
+    near = Neighbors(np.zeros((20, 4)), np.zeros((20, 4), int))
+    suspects = [{"sample": i, "name": "", "distance": 0.1} for i in range(10)]
+    judged = [SimpleNamespace(
+        result={**RESULTS[1], "name": f"c{i}", "suspects": {"cosine": suspects, "lpips": suspects}},
+        near={"cosine": (near, [0]), "lpips": (near, [0])},
+        images={i: (f"sample {i}", noise) for i in range(20)}) for i in range(4)]
+    sizes = []
+    for columns in (judged, judged[:1]):
+        page.write(tmp_path / "report.html", "", [], [], [], columns, lambda j: ("photo", noise),
+                   {"": [], **{measured.result["name"]: [] for measured in columns}})
+        assert (tmp_path / "report.html").stat().st_size < 5e6
+        read = Reader((tmp_path / "report.html").read_text())
+        sizes.append(max(int(image["width"]) for image in read.all("img")))
+    assert sizes[0] < sizes[1] < 512
 
 
 def test_it_is_written_whole_or_not_at_all(written, tmp_path, monkeypatch):

@@ -82,7 +82,7 @@ def test_what_is_written_and_printed(where, tmp_path, capsys):
                  tmp_path / where if where == "also.json" else where)
     printed = capsys.readouterr()
     text = printed.err if where == "-" else printed.out
-    assert text == f"the words\n\na caption\n\n{report.markdown(ROWS, COLUMNS)}\n\n"
+    assert text == f"a caption\n\nthe words\n\n{report.markdown(ROWS, COLUMNS)}\n\n"
     expected = {"settings": {"n": 6}, "verdict": words, "columns": COLUMNS}
     assert json.loads((tmp_path / "metrics.json").read_text()) == expected
     assert (tmp_path / "table.md").read_text() in text
