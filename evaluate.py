@@ -172,7 +172,7 @@ def compare(args, columns):
         # Sets are compared at equal size; copies are looked for among all training photos.
         images.choose(photos.draw_rows(images.n, n, args.seed), few)
     caption = (f"{data.resolve().name}, {n} images a set at {size}×{size} ({fit}), seed "
-               f"{args.seed}; by {features.KINDS[args.features][0]}")
+               f"{args.seed}; judged by {features.KINDS[args.features][0]}")
     margins = ("± half a 95% interval" if 3 * n <= metrics.VIEWED else
                f"± half a 95% interval; above {metrics.VIEWED // 3:,} images only pieces and "
                "spectra have one")

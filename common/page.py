@@ -37,7 +37,11 @@ small, figcaption, .note { color: var(--soft); font-size: .85rem; }
   gap: 1rem; }
 .words article { background: var(--card); border: 1px solid var(--line); border-radius: .5rem;
   padding: 0 1rem; overflow-wrap: anywhere; }
+.words article.all { grid-column: 1 / -1; }
+h3 small { font-weight: 400; }
 .few { display: grid; grid-template-columns: repeat(4, 1fr); gap: 2px; }
+.all .few { grid-template-columns: repeat(auto-fill, minmax(min(24%, 9rem), 1fr));
+  margin-bottom: 1rem; }
 .few img { width: 100%; height: auto; display: block; }
 dt { color: var(--soft); font-size: .85rem; }
 dd { margin: 0 0 .8rem; }
@@ -50,10 +54,10 @@ tbody th { min-width: 16rem; font-weight: 600; position: sticky; left: 0;
   background: var(--page); z-index: 1; }
 tbody th small { display: block; font-weight: 400; }
 tr.group th { background: var(--card); text-transform: capitalize; }
-.bar { display: block; position: relative; height: .7rem; margin-top: .2rem; }
+.bar { display: block; position: relative; height: 1rem; margin: .2rem .6rem 0 0; }
 .bar i { position: absolute; top: 0; bottom: 0; }
 .bar .band { background: var(--band); border-radius: 2px; }
-.bar .ideal { border-left: 1px dashed var(--soft); }
+.bar .ideal { border-left: 2px dashed var(--soft); }
 .bar .interval { top: 40%; bottom: 40%; background: var(--mark); }
 .bar .value { top: 10%; bottom: 10%; width: 3px; margin-left: -1px; background: var(--mark); }
 .images { display: grid; gap: .6rem;
@@ -105,7 +109,7 @@ def write(path, caption, words, rows, results, judged, photo, figures):
     nav = " ".join(f'<a href="#{escape(to)}">{escape(text)}</a>' for to, text in links)
     title = f"{', '.join(names[:4])}{', …' if names[4:] else ''}: how good, and are they copies?"
     parts = [f"<h1>{escape(title)}</h1><p class=note>{escape(caption)}</p><nav>{nav}</nav>",
-             section("verdict", "The verdict", verdict(words, judged)),
+             section("verdict", "The verdict", verdict(words, judged, photo)),
              section("numbers", "The numbers", numbers(rows, results)),
              *(section(place(name), name, column(name, measured, photo, figures[name],
                                                  WEIGHT // min(4, len(judged))))
@@ -128,19 +132,31 @@ def section(name, title, content):
     return f'<section id="{escape(name)}"><h2>{escape(title)}</h2>\n{content}</section>'
 
 
-def verdict(parts, judged):
-    """A card for each column, with its first samples, and one for all."""
+def verdict(parts, judged, photo):
+    """A card for all columns, one for photos, and one for each column, with its first samples."""
     of = {measured.result["name"]: measured for measured in judged}
-    cards = []
+    photos = range(min([8, *(measured.result["n"] for measured in judged)]))
+    cards = [card("Photos", "of training, to compare", "", [photo(j)[1] for j in photos], {},
+                  " class=all")]
     for heading, said in parts:
-        cards.append(f"<article><h3>{escape(heading)}</h3>")
         if heading in of:
-            few = [jpeg(image, 160) for _, image in first_samples(of[heading])[:4]]
-            cards[-1] += (f'<a class=few href="#{place(heading)}">' + "".join(
-                f'<img alt="a sample of {escape(heading)}" {source}>' for source in few) + "</a>")
-        cards[-1] += "<dl>" + "".join(f"<dt>{escape(part.capitalize())}<dd>{lead(text)}"
-                                      for part, text in said.items()) + "</dl></article>"
+            result = of[heading].result
+            at = f"step {result['step']:,}, " if "step" in result else ""
+            few = [image for _, image in first_samples(of[heading])[:4]]
+            link = f' href="#{place(heading)}"'
+            cards.append(card(heading, at + result["path"], link, few, said))
+        else:
+            cards.insert(0, card(heading, "", "", [], said, " class=all"))
     return f"<div class=words>{''.join(cards)}</div>"
+
+
+def card(heading, note, link, images, said, kind=""):
+    """A heading, a strip of images, and what is said of them."""
+    strip = "".join(f'<img alt="{escape(heading)}" {jpeg(image, 160)}>' for image in images)
+    return (f"<article{kind}><h3>{escape(heading)} <small>{escape(note)}</small></h3>"
+            + (f"<a class=few{link}>{strip}</a>" if strip else "") + "<dl>"
+            + "".join(f"<dt>{escape(part.capitalize())}<dd>{lead(text)}"
+                      for part, text in said.items()) + "</dl></article>")
 
 
 def lead(text):
@@ -165,10 +181,11 @@ def numbers(rows, results):
                             for i, result in enumerate(results))
             lines.append(f"<tr><th scope=row>{escape(row.label)}<small>{escape(row.says)}</small>"
                          f"{cells}")
-    return ("<p class=note>± is half a 95% interval. Bars: the number and its interval on the row's"
-            " scale; the band is REAL's interval (validation photos in the place of samples: no "
-            "generator is expected to do better), the dashed line the ideal. Numbers whose "
-            "intervals overlap may be equal. Bold is nearest to the ideal.</p><div class=scroll>"
+    return ("<p class=note>REAL is what photos score, validation photos in the place of samples; "
+            "no generator is expected to do better. ± is half a 95% interval; numbers whose "
+            "intervals overlap may be equal. In the bars, the tick is the number, the line its "
+            "interval, the band REAL's interval, the dashed line the ideal. Bold is nearest to the "
+            "ideal.</p><div class=scroll>"
             f"<table><thead><tr><th>{header}</thead><tbody>" + "\n".join(lines)
             + "</tbody></table></div>")
 
@@ -222,18 +239,21 @@ def column(name, measured, photo, figures, weight):
     """The first samples, suspects beside their photos, and figures: as large as their weight in
     characters allows."""
     samples, pairs = first_samples(measured), []
-    for distance, found in measured.result["suspects"].items():
+    suspects = measured.result["suspects"]
+    for distance, found in suspects.items():
         nearest = measured.near[distance][0].indices[:, 0]
         for suspect in found[:SUSPECTS]:
             source, near = photo(nearest[suspect["sample"]])
             pairs.append((measured.images[suspect["sample"]],
-                          (f"{source}: {suspect['distance']:.3f} ({distance})", near)))
+                          (f"{source}, {distance} distance {suspect['distance']:.3f}", near)))
     for side in SIDES:
         text = "<h3>Samples, not picked</h3><div class=images>" + "".join(
             figure(image, label, f"{label} of {name}", side) for label, image in samples) + "</div>"
         if pairs:
-            text += (f"<h3>Suspected copies ({SUSPECTS} at most), each beside its nearest training "
-                     "photo</h3><div class=pairs>")
+            counts = ", ".join(f"{len(found)} by {kind} distance"
+                               for kind, found in suspects.items())
+            text += ("<h3>Suspected copies, each beside its nearest training photo <small>"
+                     f"{counts}; the nearest {SUSPECTS} are shown</small></h3><div class=pairs>")
             for (label, image), (source, near) in pairs:
                 text += (f"<div>{figure(image, label, f'{label} of {name}', side // 2)}"
                          + figure(near, source, f"the training photo nearest to {label}", side // 2)

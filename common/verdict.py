@@ -68,17 +68,17 @@ def quality(own, real, fd):
     else:
         lead = "Far from photos" if told.low > 0.9 else "Can be told from photos"
     if floor.beyond(distance):
-        far = "smaller than"
+        far = "nearer to photos than"
     elif not distance.beyond(floor):
-        far = "within the intervals"
+        far = "as far from photos, within the intervals, as"
     elif floor.low > 0:
         times = distance.value / floor.value
-        far = f"{times:.1f} times" if times < 9.95 else f"{times:.0f} times"
+        far = f"{times:.{1 if times < 9.95 else 0}f} times as far from photos as"
     else:
-        far = "larger than"
-    text = (f"{lead}: a nearest-neighbour test tells {told.percent} of them from photos (photos "
-            f"from photos {photos.percent}, guessing 50%), and the distance from photos is {far} "
-            f"that of other photos ({fd} {distance}, theirs {floor}).")
+        far = "farther from photos than"
+    text = (f"{lead}: a nearest-neighbour test tells {told.percent} of them from photos (50% is "
+            f"guessing; other photos {photos.percent}). They are {far} other photos are ({fd} "
+            f"{distance}, other photos {floor}).")
     return " ".join([text, *([sentence("; ".join(wrong))] if wrong else [])])
 
 
@@ -92,12 +92,13 @@ def detail(own, real):
                 "average, up and down")
     power, margin = math.exp(signed), (math.exp(high) - math.exp(low)) / 2
     if power >= 1.5:
-        return f"fine detail has {power:.1f} ±{margin:.1f} times the power it has in photos"
-    if power < 0.01:
-        return "fine detail has less than 1% of the power it has in photos"
-    digits = 0 if power > 0.095 else 1
-    return (f"fine detail has {100 * power:.{digits}f}% ±{100 * margin:.{digits}f} of the power it "
-            "has in photos")
+        share = f"{power:.1f} ±{margin:.1f} times"
+    elif power < 0.01:
+        share = "less than 1% of"
+    else:
+        digits = 0 if power > 0.095 else 1
+        share = f"{100 * power:.{digits}f}% ±{100 * margin:.{digits}f} of"
+    return f"fine detail is too {'strong' if signed > 0 else 'weak'}, {share} its power in photos"
 
 
 def grid(own, real):
@@ -107,33 +108,33 @@ def grid(own, real):
     shown = [period for period in (8, 4, 2)
              if own[f"spectrum_grid_{period}"].beyond(real[f"spectrum_grid_{period}"])]
     pixels = f" of {shown[0]} pixels" if shown else ""
-    power, low, high, _ = map(math.exp, own["spectrum_grid"][:3] + (0,))
-    return (f"a regular grid{pixels} has {power:.1f} ±{(high - low) / 2:.1f} times the power of "
-            "what is around it")
+    power, low, high = map(math.exp, own["spectrum_grid"][:3])
+    return (f"a regular grid{pixels} shows, with {power:.1f} ±{(high - low) / 2:.1f} times the "
+            "power around it")
 
 
 def variety(own, real):
     """As varied as photos or not, and how many of the photos they cover."""
     number, photos = own["effective_images"], real["effective_images"]
     recall, reach = own.get("recall"), real.get("recall")
-    less = photos.beyond(number)
     if number.high < 1.1 < photos.low:
         lead = "Collapsed, nearly all of them are one image"
     elif number.high < min(2, (1 + photos.low) / 2):
         lead = "Collapsed, hardly any variety"
     elif number.high < photos.low / 2:
         lead = "Little variety, less than half of photos'"
-    elif less:
+    elif recall and recall.high < reach.low / 2:
+        lead = "Little of the photos' variety"
+    elif photos.beyond(number) or recall and reach.beyond(recall):
         lead = "Less varied than photos"
     elif number.beyond(photos):
-        lead = "More varied than photos, as images far from them often are"
+        lead = "More varied than photos"
     else:
         lead = "As varied as photos, within the intervals"
-    text = f"{lead}: {number} effective images, photos {photos}."
-    if recall and reach:
-        but = "But they" if reach.beyond(recall) and not less else "They"
-        text += f" {but} cover {recall.percent} of the photos, other photos {reach.percent}."
-    return text
+    covered = (f"they cover {recall.percent} of the photos, other photos {reach.percent}; "
+               if recall and reach else "")
+    return (f"{lead}: {covered}they vary as {number} images with nothing in common would, photos "
+            f"as {photos}.")
 
 
 class Traces(NamedTuple):
@@ -149,7 +150,7 @@ def traces(own, result, settings):
     by_chance, n = chance(settings["validation_photos"]), settings["n"]
     tests = [(suspected(found, kind, n, by_chance), own.get(COPIES[kind]), by_chance, 0)
              for kind, found in result["suspects"].items()]
-    tests += [(f"{own['pieces'].percent} of pieces are nearer to training than to validation "
+    tests += [(f"{own['pieces'].percent} of pieces are more like training than like validation "
                "photos (50% by chance)", own["pieces"], 0.5, 0.5),
               (f"privacy loss is {own['privacy_loss']} (0 by chance)", own["privacy_loss"], 0, 0)]
     if "recovery_gap" in own:
@@ -176,13 +177,15 @@ def copying(own, result, settings):
     if signs:
         whole = len(signs) > 1 or " of pieces " not in signs[0]
         lead = ("Photos may be copied" if whole else
-                "Parts of training photos may be copied, whole ones are not seen to be")
-        return f"{lead}: {'; '.join(signs)}. Look at the figures."
-    text = f"No sign of it: {'; '.join(rest)}."
+                "Parts may be copied, whole photos are not seen to be")
+        return f"{lead}: {'; '.join(signs)}. Look at them in the figures."
+    text = f"No sign beyond chance: {'; '.join(rest)}."
     if "copies" not in own:  # of more than 12,000 photos and samples
         return text
-    share = 100 * noticed(settings["n"], settings["validation_photos"])
-    return f"{text} Copies of {share:.0f}% of the images would most likely have shown."
+    n = settings["n"]
+    share = noticed(n, settings["validation_photos"])
+    return (f"{text} {math.ceil(share * n):,} copies ({100 * share:.0f}%) would most likely have "
+            "shown, fewer may not.")
 
 
 def suspected(found, kind, n, by_chance):
@@ -233,12 +236,12 @@ def best(columns, doubtful, fd):
     number = {name: f"{far[name]}" + (" (but see copying)" if name in doubtful else "")
               for name in order}
     if len(first) == 1:
-        text = (f"{order[0]} is best, beyond its interval: {fd} {number[order[0]]}, next is "
+        text = (f"{order[0]} is best, beyond the intervals: {fd} {number[order[0]]}, next is "
                 f"{order[1]} with {number[order[1]]}.")
     else:
         listed = [f"{name} {number[name]}" for name in first[:FEW]] + ["…"] * (len(first) > FEW)
         worse = len(order) - len(first)
-        text = (f"No column is best beyond its interval by {fd}: {', '.join(listed)}"
+        text = (f"Too close to call by {fd}: {', '.join(listed)}"
                 + (f"; {worse} other{'s are' if worse > 1 else ' is'} worse." if worse else "."))
     told = {name: own["aa_test"] for name, own in columns.items()}
     other, ours = (min(names, key=lambda name: abs(told[name].value - 0.5))
@@ -270,8 +273,8 @@ def progress(judged, columns, fd):
             text = (f"more steps still helped: {fd} {found[before]} at step {before:,}, "
                     f"{found[last]} at {last:,}")
         else:
-            text = (f"no gain beyond the intervals is seen from step {since:,} to {last:,}: {fd} "
-                    f"{found[since]} and {found[last]}")
+            text = (f"it is not certain that steps after {since:,} helped: {fd} {found[since]}, at "
+                    f"step {last:,} {found[last]}")
         said.append(f"{folder.name}: {text}." if len(runs) > 1 else sentence(text))
     return " ".join(said) or None
 
@@ -319,10 +322,10 @@ def sentence(text):
 
 
 def parts(words):
-    """[(heading, {part: sentences})]: a column each, then what is about all of them."""
+    """[(heading, {part: sentences})]: what is about all columns, then each of them."""
     whole = {part: words[part] for part in ("best", "steps", "note") if part in words}
     heading = "No verdict" if "note" in words else "Which is best?"
-    return [*words["columns"].items(), *([(heading, whole)] if whole else [])]
+    return [*([(heading, whole)] if whole else []), *words["columns"].items()]
 
 
 def markdown(words):

@@ -18,7 +18,8 @@ ROWS = [row for row in rows.rows("efficientnet")
 RESULTS = [
     {"name": "REAL", "kind": "real", "n": 20, "fd_efficientnet_validation": 20.0, "aa_train": 0.5,
      "intervals": {"fd_efficientnet_validation": [18.0, 22.0], "aa_train": [0.4, 0.6]}},
-    {"name": "a <b> & c", "kind": "judged", "n": 20, "fd_efficientnet_validation": 30.123456789,
+    {"name": "a <b> & c", "kind": "judged", "n": 20, "path": "runs/x/y.pth", "step": 5000,
+     "fd_efficientnet_validation": 30.123456789,
      "aa_train": 1.0, "copies": 0.5,
      "intervals": {"fd_efficientnet_validation": [29.0, 40.0], "aa_train": [0.9, 1.0]},
      "suspects": {"cosine": [{"sample": i, "name": f"sample {i}", "distance": 0.25}
@@ -73,7 +74,8 @@ def test_it_stands_alone_and_is_whole(written):
     assert not {tag for tag, _ in read.tags} & {"script", "link", "iframe", "object", "form"}
     ids = [attributes["id"] for _, attributes in read.tags if "id" in attributes]
     assert len(set(ids)) == len(ids)
-    assert {link["href"] for link in read.all("a")} == {f"#{name}" for name in ids}
+    links = {link["href"] for link in read.all("a") if "href" in link}
+    assert links == {f"#{name}" for name in ids}
     assert all(image["alt"] and int(image["width"]) for image in read.all("img"))
     assert all(box["aria-label"].startswith("Enlarge: ") for box in read.all("input"))
     assert {"charset": "utf-8"} in read.all("meta") and read.all("html") == [{"lang": "en"}]
@@ -93,6 +95,8 @@ def test_it_has_the_words_the_sentences_and_the_exact_values(written):
     assert "30.1 ±9.9" in text and "–" in text and "0.50" in text
     assert [cell["data-column"] for cell in read.all("td")][:3] == ["REAL", "a <b> & c",
                                                                    "published"]
+    assert "step 5,000, runs/x/y.pth" in text
+    assert text.index("Which is best?") < text.index("Far from")
     assert "<strong>Far from &lt;photos&gt;: </strong>" in written
 
 
@@ -131,9 +135,10 @@ def test_its_pictures(written):
         near = shown(f"the training photo nearest to sample {i}")
         assert np.abs(np.asarray(near, int) - 10 * i - 5).max() < 3
     assert "the training photo nearest to sample 11" not in written
-    assert "photo 19.jpg: 0.250 (cosine)" in read.text
+    assert "photo 19.jpg, cosine distance 0.250" in read.text
+    assert "10 by cosine distance; the nearest 8 are shown" in read.text
     assert shown("Its plot").size == shown("Over steps").size == (1000, 500)
-    assert len(read.all("img")) == 4 + page.SAMPLES + 2 * page.SUSPECTS + 2
+    assert len(read.all("img")) == 8 + 4 + page.SAMPLES + 2 * page.SUSPECTS + 2
 
 
 def test_four_columns_stay_below_five_megabytes(tmp_path):
@@ -161,5 +166,6 @@ def test_it_is_written_whole_or_not_at_all(written, tmp_path, monkeypatch):
 
     monkeypatch.setattr(page.files.os, "fsync", full)
     with pytest.raises(OSError, match="report.html"):
-        page.write(tmp_path / "report.html", "", PARTS, ROWS, RESULTS, [], None, {"": []})
+        page.write(tmp_path / "report.html", "", PARTS, ROWS, RESULTS, [],
+                   lambda j: ("photo", shade(j)), {"": []})
     assert not list(tmp_path.iterdir())
