@@ -134,29 +134,30 @@ def section(name, title, content):
 
 def verdict(parts, judged, photo):
     """A card for all columns, one for photos, and one for each column, with its first samples."""
-    of = {measured.result["name"]: measured for measured in judged}
-    photos = range(min([8, *(measured.result["n"] for measured in judged)]))
-    cards = [card("Photos", "of training, to compare", "", [photo(j)[1] for j in photos], {},
-                  " class=all")]
-    for heading, said in parts:
-        if heading in of:
-            result = of[heading].result
-            at = f"step {result['step']:,}, " if "step" in result else ""
-            few = [image for _, image in first_samples(of[heading])[:4]]
-            link = f' href="#{place(heading)}"'
-            cards.append(card(heading, at + result["path"], link, few, said))
-        else:
-            cards.insert(0, card(heading, "", "", [], said, " class=all"))
+    said = dict(parts)
+    names = [measured.result["name"] for measured in judged]
+    few = range(min([8, *(measured.result["n"] for measured in judged)]))
+    cards = [*(card(heading, "", said[heading], kind=" class=all")
+               for heading in said if heading not in names),
+             card("Photos", "of training, to compare", {}, [photo(j)[1] for j in few],
+                  kind=" class=all")]
+    for name, measured in zip(names, judged, strict=True):
+        result = measured.result
+        at = f"step {result['step']:,}, " if "step" in result else ""
+        cards.append(card(name, at + result["path"], said.get(name, {}),
+                          [image for _, image in first_samples(measured)[:4]],
+                          f' href="#{place(name)}"'))
     return f"<div class=words>{''.join(cards)}</div>"
 
 
-def card(heading, note, link, images, said, kind=""):
+def card(heading, note, said, images=(), link="", kind=""):
     """A heading, a strip of images, and what is said of them."""
     strip = "".join(f'<img alt="{escape(heading)}" {jpeg(image, 160)}>' for image in images)
+    words = "".join(f"<dt>{escape(part.capitalize())}<dd>{lead(text)}"
+                    for part, text in said.items())
     return (f"<article{kind}><h3>{escape(heading)} <small>{escape(note)}</small></h3>"
-            + (f"<a class=few{link}>{strip}</a>" if strip else "") + "<dl>"
-            + "".join(f"<dt>{escape(part.capitalize())}<dd>{lead(text)}"
-                      for part, text in said.items()) + "</dl></article>")
+            + (f"<a class=few{link}>{strip}</a>" if strip else "")
+            + (f"<dl>{words}</dl>" if words else "") + "</article>")
 
 
 def lead(text):

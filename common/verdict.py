@@ -138,32 +138,29 @@ def variety(own, real):
 
 
 class Traces(NamedTuple):
-    """What copies leave: sentences, each with its number."""
+    """What copies leave: {what: a sentence with its number}."""
 
-    signs: list  # beyond chance
-    odd: list  # beyond chance, the other way: nearer to validation photos
-    rest: list  # within it
+    signs: dict  # beyond chance
+    odd: dict  # beyond chance, the other way: nearer to validation photos
+    rest: dict  # within it
 
 
 def traces(own, result, settings):
     """The Traces of suspects, pieces, privacy loss and the recovery gap."""
     by_chance, n = chance(settings["validation_photos"]), settings["n"]
-    tests = [(suspected(found, kind, n, by_chance), own.get(COPIES[kind]), by_chance, 0)
+    tests = [(COPIES[kind], suspected(found, kind, n, by_chance), by_chance, 0)
              for kind, found in result["suspects"].items()]
-    tests += [(f"{own['pieces'].percent} of pieces are more like training than like validation "
-               "photos (50% by chance)", own["pieces"], 0.5, 0.5),
-              (f"privacy loss is {own['privacy_loss']} (0 by chance)", own["privacy_loss"], 0, 0)]
+    tests += [("pieces", f"{own['pieces'].percent} of pieces are more like training than like "
+               "validation photos (50% by chance)", 0.5, 0.5),
+              ("privacy_loss", f"privacy loss is {own['privacy_loss']} (0 by chance)", 0, 0)]
     if "recovery_gap" in own:
-        tests.append(("training photos are recovered better than validation photos by "
-                      f"{own['recovery_gap']} (0 by chance)", own["recovery_gap"], 0, -math.inf))
-    found = Traces([], [], [])
-    for text, number, most, least in tests:  # what is usual
-        if number and number.low > most:
-            found.signs.append(text)
-        elif number and number.high < least:
-            found.odd.append(text)
-        else:
-            found.rest.append(text)
+        tests.append(("recovery_gap", "training photos are recovered better than validation photos "
+                      f"by {own['recovery_gap']} (0 by chance)", 0, -math.inf))
+    found = Traces({}, {}, {})
+    for name, text, most, least in tests:  # what is usual
+        number = own.get(name)
+        above, below = number and number.low > most, number and number.high < least
+        (found.signs if above else found.odd if below else found.rest)[name] = text
     return found
 
 
@@ -171,15 +168,15 @@ def copying(own, result, settings):
     """Signs of copying, or how small a share of copies would have shown."""
     signs, odd, rest = traces(own, result, settings)
     if odd:
-        return f"Nearer to validation than to training photos: {'; '.join(odd)}. Trained on those?"
+        return ("Nearer to validation than to training photos: "
+                f"{'; '.join(odd.values())}. Trained on those?")
     if result["other_photos"]:
         return "Not tested, since it was trained on other photos."
     if signs:
-        whole = len(signs) > 1 or " of pieces " not in signs[0]
-        lead = ("Photos may be copied" if whole else
-                "Parts may be copied, whole photos are not seen to be")
-        return f"{lead}: {'; '.join(signs)}. Look at them in the figures."
-    text = f"No sign beyond chance: {'; '.join(rest)}."
+        lead = ("Parts may be copied, whole photos are not seen to be" if [*signs] == ["pieces"]
+                else "Photos may be copied")
+        return f"{lead}: {'; '.join(signs.values())}. Look at them in the figures."
+    text = f"No sign beyond chance: {'; '.join(rest.values())}."
     if "copies" not in own:  # of more than 12,000 photos and samples
         return text
     n = settings["n"]
