@@ -35,13 +35,12 @@ nav a { margin-right: 1rem; white-space: nowrap; }
 small, figcaption, .note { color: var(--soft); font-size: .85rem; }
 .words { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 26rem), 1fr));
   gap: 1rem; }
-.words article { background: var(--card); border: 1px solid var(--line); border-radius: .5rem;
-  padding: 0 1rem; overflow-wrap: anywhere; }
-.words article.all { grid-column: 1 / -1; }
+article { background: var(--card); border: 1px solid var(--line); border-radius: .5rem;
+  padding: 0 1rem; margin-bottom: 1rem; overflow-wrap: anywhere; }
 h3 small { font-weight: 400; }
-.few { display: grid; grid-template-columns: repeat(4, 1fr); gap: 2px; }
-.all .few { grid-template-columns: repeat(auto-fill, minmax(min(24%, 9rem), 1fr));
+.few { display: grid; grid-template-columns: repeat(4, minmax(0, 10rem)); gap: 2px;
   margin-bottom: 1rem; }
+.few.of8 { grid-template-columns: repeat(8, minmax(0, 10rem)); }
 .few img { width: 100%; height: auto; display: block; }
 dt { color: var(--soft); font-size: .85rem; }
 dd { margin: 0 0 .8rem; }
@@ -78,6 +77,7 @@ figure input:checked + img { position: fixed; inset: 0; width: 100vw; height: 10
   tbody tr { display: grid; grid-template-columns: 1fr 1fr; border-bottom: 1px solid var(--line); }
   tbody th { grid-column: 1 / -1; }
   tbody th { position: static; }
+  .few.of8 { grid-template-columns: repeat(4, 1fr); }
   th, td { border: 0; min-width: 0; }
   td::before { content: attr(data-column); display: block; color: var(--soft); font-size: .8rem;
     overflow-wrap: anywhere; } }
@@ -137,26 +137,25 @@ def verdict(parts, judged, photo):
     said = dict(parts)
     names = [measured.result["name"] for measured in judged]
     few = range(min([8, *(measured.result["n"] for measured in judged)]))
-    cards = [*(card(heading, "", said[heading], kind=" class=all")
-               for heading in said if heading not in names),
-             card("Photos", "of training, to compare", {}, [photo(j)[1] for j in few],
-                  kind=" class=all")]
+    of_all = [*(card(heading, "", said[heading]) for heading in said if heading not in names),
+              card("Photos", "of training, to compare", {}, [photo(j)[1] for j in few])]
+    cards = []
     for name, measured in zip(names, judged, strict=True):
         result = measured.result
         at = f"step {result['step']:,}, " if "step" in result else ""
         cards.append(card(name, at + result["path"], said.get(name, {}),
                           [image for _, image in first_samples(measured)[:4]],
                           f' href="#{place(name)}"'))
-    return f"<div class=words>{''.join(cards)}</div>"
+    return f"{''.join(of_all)}<div class=words>{''.join(cards)}</div>"
 
 
-def card(heading, note, said, images=(), link="", kind=""):
+def card(heading, note, said, images=(), link=""):
     """A heading, a strip of images, and what is said of them."""
     strip = "".join(f'<img alt="{escape(heading)}" {jpeg(image, 160)}>' for image in images)
     words = "".join(f"<dt>{escape(part.capitalize())}<dd>{lead(text)}"
                     for part, text in said.items())
-    return (f"<article{kind}><h3>{escape(heading)} <small>{escape(note)}</small></h3>"
-            + (f"<a class=few{link}>{strip}</a>" if strip else "")
+    return (f"<article><h3>{escape(heading)} <small>{escape(note)}</small></h3>"
+            + (f'<a class="few of{len(images)}"{link}>{strip}</a>' if strip else "")
             + (f"<dl>{words}</dl>" if words else "") + "</article>")
 
 
