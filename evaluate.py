@@ -113,7 +113,7 @@ def folder_column(folder, size):
 def unique_names(columns):
     """The columns, those of one name told apart by their folders, and then by numbers."""
     names, unique = Counter(files.slug(column.name) for column in columns), []
-    seen = Counter(["REAL", "training-photos"])  # are there already
+    seen = Counter(map(files.slug, ["REAL", "training photos", "Which is best?", "No verdict"]))
     for column in columns:
         name = column.name
         if column.checkpoint and names[files.slug(name)] > 1:
@@ -189,19 +189,20 @@ def limit_of(column):
 def trained_on_others(columns, compared):
     """The names of the columns that were trained on other photos, with a warning of each, and of
     those trained on photos of another shape."""
-    names = []
+
+    @functools.cache
+    def fingerprint_of(size, fit, limit):
+        images, fingerprint = photos.load_images(compared.data, "train", size, fit)
+        return fingerprint if limit >= len(images) else files.sha256(images[:limit].numpy())
+
     others = [column.name for column in columns if column.fit not in (None, compared.fit)]
     if others:
         cli.warn(f"--fit {compared.fit} for all photos, but {', '.join(others)} trained on "
                  f"{'crop' if compared.fit == 'square' else 'square'} ones")
+    names = []
     for column in columns:
-        if not column.checkpoint or column.checkpoint["data"] is None:  # of a published checkpoint
-            continue
-        images, fingerprint = photos.load_images(compared.data, "train", column.size, column.fit)
-        limit = limit_of(column)
-        if limit < len(images):
-            fingerprint = files.sha256(images[:limit].numpy())
-        if column.checkpoint["data"] != fingerprint:
+        known = column.checkpoint and column.checkpoint["data"]  # not of a published checkpoint
+        if known and known != fingerprint_of(column.size, column.fit, limit_of(column)):
             names.append(column.name)
             cli.warn(f"{column.name} was trained on other photos than {compared.data}/train: its "
                      "train rows and privacy loss say nothing of copying")

@@ -141,9 +141,7 @@ def verdict(parts, judged, photo):
               card("Photos", "of training, to compare", {}, [photo(j)[1] for j in few])]
     cards = []
     for name, measured in zip(names, judged, strict=True):
-        result = measured.result
-        at = f"step {result['step']:,}, " if "step" in result else ""
-        cards.append(card(name, at + result["path"], said.get(name, {}),
+        cards.append(card(name, measured.result.get("path", ""), said.get(name, {}),
                           [image for _, image in first_samples(measured)[:4]],
                           f' href="#{place(name)}"'))
     return f"{''.join(of_all)}<div class=words>{''.join(cards)}</div>"

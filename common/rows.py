@@ -111,8 +111,8 @@ ROWS = [
         "AA test less AA train; copies push it above 0",
         0, 2, "embeddings", metrics.privacy_loss, bounds=(-1, 1)),
     Row("copies", "suspected copies", "copying",
-        "the share of samples nearer to a training photo than 99% of validation photos are: a "
-        "little above 0.01 by chance. They are named; look at them",
+        "the share of samples nearer to a training photo than 99% of validation photos are: 0.01 "
+        "by chance, more with few photos. They are named; look at them",
         0, 2, "all embeddings", copied_share, bounds=(0, 1)),
     Row("pieces", "pieces nearer to training", "copying",
         "of the 10% of pieces that are much nearer to one side than to the other, the share that "

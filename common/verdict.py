@@ -15,6 +15,7 @@ from common import report, rows
 
 LEAST = 24  # images a set: intervals of fewer were not tested (docs/metrics.md)
 FEW = 5  # names a sentence
+FAINT = 0.3  # of a grid, in log power: blur alone bends the spectrum by half of it
 COPIES = {"cosine": "copies", "lpips": "copies_lpips"}  # the rows of suspects by each distance
 
 
@@ -55,12 +56,18 @@ def known(result, kind):
 # A column: own and real are its and REAL's known numbers -------------------------------------
 
 
+def nearer(own, real):
+    """Whether a column is nearer to validation photos than photos are to each other."""
+    return (real["aa_train"].beyond(own["aa_test"])
+            or real["fid_validation"].beyond(own["fid_validation"]))
+
+
 def quality(own, real, fd):
     """How far from photos, and what the spectrum says is wrong. fd: what the table calls FID."""
     told, photos = own["aa_test"], real["aa_train"]
     distance, floor = own["fid_validation"], real["fid_validation"]
     wrong = [text for text in (detail(own, real), grid(own, real)) if text]
-    if photos.beyond(told):
+    if nearer(own, real):
         lead = "Nearer to validation photos than photos are to each other, as copies of them are"
     elif not told.beyond(photos):
         lead = ("Not told from photos one by one, but as a whole" if distance.beyond(floor) else
@@ -68,17 +75,17 @@ def quality(own, real, fd):
     else:
         lead = "Far from photos" if told.low > 0.9 else "Can be told from photos"
     if floor.beyond(distance):
-        far = "nearer to photos than"
+        far = "smaller than other photos'"
     elif not distance.beyond(floor):
-        far = "as far from photos, within the intervals, as"
+        far = "other photos' within the intervals"
     elif floor.low > 0:
         times = distance.value / floor.value
-        far = f"{times:.{1 if times < 9.95 else 0}f} times as far from photos as"
+        far = f"{times:.{1 if times < 9.95 else 0}f} times other photos'"
     else:
-        far = "farther from photos than"
-    text = (f"{lead}: a nearest-neighbour test tells {told.percent} of them from photos (50% is "
-            f"guessing; other photos {photos.percent}). They are {far} other photos are ({fd} "
-            f"{distance}, other photos {floor}).")
+        far = "larger than other photos'"
+    text = (f"{lead}: a nearest-neighbour test tells {told.percent} of images and photos apart "
+            f"(50% is guessing; other photos {photos.percent}). {fd}, their distance from photos, "
+            f"is {far}: {distance} and {floor}.")
     return " ".join([text, *([sentence("; ".join(wrong))] if wrong else [])])
 
 
@@ -93,7 +100,7 @@ def detail(own, real):
     power, margin = math.exp(signed), (math.exp(high) - math.exp(low)) / 2
     if power >= 1.5:
         share = f"{power:.1f} ±{margin:.1f} times"
-    elif power < 0.01:
+    elif math.exp(high) < 0.01:
         share = "less than 1% of"
     else:
         digits = 0 if power > 0.095 else 1
@@ -102,15 +109,16 @@ def detail(own, real):
 
 
 def grid(own, real):
-    """A regular grid, or None; its period, where that shows."""
-    if "spectrum_grid" not in own or not own["spectrum_grid"].beyond(real["spectrum_grid"]):
+    """A regular grid that is more than faint, or None; its period, where that shows."""
+    whole = own.get("spectrum_grid")
+    if not whole or not whole.beyond(real["spectrum_grid"]) or whole.value < FAINT:
         return None
     shown = [period for period in (8, 4, 2)
              if own[f"spectrum_grid_{period}"].beyond(real[f"spectrum_grid_{period}"])]
-    pixels = f" of {shown[0]} pixels" if shown else ""
-    power, low, high = map(math.exp, own["spectrum_grid"][:3])
-    return (f"a regular grid{pixels} shows, with {power:.1f} ±{(high - low) / 2:.1f} times the "
-            "power around it")
+    grid = own[f"spectrum_grid_{shown[0]}"] if shown else whole
+    power, low, high = map(math.exp, grid[:3])
+    return (f"a regular grid{f' of {shown[0]} pixels' if shown else ''} shows, with {power:.1f} "
+            f"±{(high - low) / 2:.1f} times the power around it")
 
 
 def variety(own, real):
@@ -124,7 +132,8 @@ def variety(own, real):
     elif number.high < photos.low / 2:
         lead = "Little variety, less than half of photos'"
     elif recall and recall.high < reach.low / 2:
-        lead = "Little of the photos' variety"
+        lead = ("Little of the photos' variety" if photos.beyond(number) else
+                "Varied, but most photos are not covered")
     elif photos.beyond(number) or recall and reach.beyond(recall):
         lead = "Less varied than photos"
     elif number.beyond(photos):
@@ -167,22 +176,31 @@ def traces(own, result, settings):
 def copying(own, result, settings):
     """Signs of copying, or how small a share of copies would have shown."""
     signs, odd, rest = traces(own, result, settings)
-    if odd:
-        return ("Nearer to validation than to training photos: "
-                f"{'; '.join(odd.values())}. Trained on those?")
-    if result["other_photos"]:
-        return "Not tested, since it was trained on other photos."
+    said = []
     if signs:
-        lead = ("Parts may be copied, whole photos are not seen to be" if [*signs] == ["pieces"]
-                else "Photos may be copied")
-        return f"{lead}: {'; '.join(signs.values())}. Look at them in the figures."
+        lead = ("Parts may be copied, exact copies of whole photos are not seen"
+                if [*signs] == ["pieces"] else "Photos may be copied")
+        said.append(f"{lead}: {'; '.join(signs.values())}. Look at them in the figures.")
+    if odd:
+        said.append("Nearer to validation than to training photos: "
+                    f"{'; '.join(odd.values())}. Trained on those?")
+    if result["other_photos"]:
+        said.append("It was trained on other photos than these." if said else
+                    "Not tested, since it was trained on other photos.")
+    return " ".join(said) or no_sign(own, rest, settings)
+
+
+def no_sign(own, rest, settings):
+    """That there is no sign of copying, and which copies would have shown."""
     text = f"No sign beyond chance: {'; '.join(rest.values())}."
+    if own["aa_test"].low > 0.9:
+        return f"{text} Copies as far from photos as these images would not show."
     if "copies" not in own:  # of more than 12,000 photos and samples
         return text
     n = settings["n"]
     share = noticed(n, settings["validation_photos"])
-    return (f"{text} {math.ceil(share * n):,} copies ({100 * share:.0f}%) would most likely have "
-            "shown, fewer may not.")
+    return (f"{text} {math.ceil(share * n):,} exact copies ({100 * share:.0f}%) would most likely "
+            "have shown, fewer may not.")
 
 
 def suspected(found, kind, n, by_chance):
@@ -244,8 +262,8 @@ def best(columns, doubtful, fd):
     other, ours = (min(names, key=lambda name: abs(told[name].value - 0.5))
                    for names in (told, first))
     if told[ours].beyond(told[other]):
-        text += (f" The nearest-neighbour test prefers {other}, of which it tells "
-                 f"{told[other].percent} apart, of {ours} {told[ours].percent}.")
+        text += (f" The nearest-neighbour test prefers {other}: {told[other].percent} told apart, "
+                 f"{ours} {told[ours].percent}.")
     return text
 
 
@@ -257,23 +275,29 @@ def progress(judged, columns, fd):
             run = result["model"], Path(result["path"]).parent.resolve()
             runs.setdefault(run, {})[result["step"]] = columns[result["name"]]["fid_validation"]
     said = []
-    for (_, folder), found in runs.items():
+    for (model, folder), found in runs.items():
         if len(found) < 2:
             continue
+        unit = unit_of(model)
         *_, before, last = steps = sorted(found)
         lowest = min(steps, key=lambda step: found[step].value)
         since = next(step for step in steps if not found[step].beyond(found[last]))
         if found[last].beyond(found[lowest]):
-            text = (f"it got worse after step {lowest:,}: {fd} {found[lowest]}, at step {last:,} "
-                    f"{found[last]}")
+            text = (f"it got worse after {unit} {lowest:,}: {fd} {found[lowest]}, at {unit} "
+                    f"{last:,} {found[last]}")
         elif since == last:
-            text = (f"more steps still helped: {fd} {found[before]} at step {before:,}, "
+            text = (f"more {unit}s still helped: {fd} {found[before]} at {unit} {before:,}, "
                     f"{found[last]} at {last:,}")
         else:
-            text = (f"it is not certain that steps after {since:,} helped: {fd} {found[since]}, at "
-                    f"step {last:,} {found[last]}")
+            text = (f"it is not certain that {unit}s after {since:,} helped: {fd} {found[since]}, "
+                    f"at {unit} {last:,} {found[last]}")
         said.append(f"{folder.name}: {text}." if len(runs) > 1 else sentence(text))
     return " ".join(said) or None
+
+
+def unit_of(model):
+    """What a step of a model is."""
+    return "step" if model == "fastgan" else "epoch"
 
 
 # All -----------------------------------------------------------------------------------------
@@ -305,7 +329,7 @@ def verdict(results, settings):
             "quality": quality(own, real, fd), "variety": variety(own, real),
             "copying": copying(own, result, settings)}
         found = traces(own, result, settings)
-        if found.signs or found.odd or real["aa_train"].beyond(own["aa_test"]):
+        if found.signs or found.odd or nearer(own, real):
             doubtful.add(result["name"])
     if len(judged) > 1:
         said = {"best": best(columns, doubtful, fd), "steps": progress(judged, columns, fd)}
