@@ -33,7 +33,7 @@ h3 { font-size: 1.05rem; margin: 1.2rem 0 .4rem; }
 a { color: var(--mark); }
 nav a { margin-right: 1rem; white-space: nowrap; }
 small, figcaption, .note { color: var(--soft); font-size: .85rem; }
-.words { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 26rem), 1fr));
+.words { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 20rem), 1fr));
   gap: 1rem; }
 article { background: var(--card); border: 1px solid var(--line); border-radius: .5rem;
   padding: 0 1rem; margin-bottom: 1rem; overflow-wrap: anywhere; }
