@@ -77,7 +77,7 @@ def quality(own, real, fd):
     if floor.beyond(distance):
         far = "smaller than other photos'"
     elif not distance.beyond(floor):
-        far = "other photos' within the intervals"
+        far = "the same as other photos' within the intervals"
     elif floor.low > 0:
         times = distance.value / floor.value
         far = f"{times:.{1 if times < 9.95 else 0}f} times other photos'"

@@ -59,7 +59,7 @@ def test_quality_by_the_nearest_neighbour_test(told, distance, lead):
 
 
 @pytest.mark.parametrize("distance, words", [
-    ((22, 1), "is other photos' within the intervals: 22.0 ±1.0 and 20.0 ±1.0."),
+    ((22, 1), "is the same as other photos' within the intervals: 22.0 ±1.0 and 20.0 ±1.0."),
     ((22.1, 1), "is 1.1 times other photos': 22.1 ±1.0 and 20.0 ±1.0."),
     ((300, 5), "is 15 times other"), ((18, 1), "within the intervals: 18"),
     ((17.9, 1), "is smaller than other photos': 17.9 ±1.0 and 20.0 ±1.0.")])
