@@ -85,8 +85,10 @@ figure input:checked + img { position: fixed; inset: 0; width: 100vw; height: 10
   @page { margin: 1cm; }
   nav { display: none; }
   .scroll { overflow: visible; }
-  th, td, tbody th { min-width: 0; padding: .2rem; font-size: 7pt; position: static; }
-  h3 { break-after: avoid; }
+  th, td { min-width: 0; padding: .2rem; font-size: 7pt; }
+  tbody th { position: static; min-width: 4.5cm; }
+  th small { font-size: 6.5pt; }
+  h2, h3 { break-after: avoid; }
   main { max-width: none; padding: 0; }
   body { font-size: 9pt; }
   .bar i { print-color-adjust: exact; -webkit-print-color-adjust: exact; }
