@@ -8,9 +8,12 @@
     python evaluate.py --samples DIR --data data/bedroom # images of any generator
     python evaluate.py --json - > numbers.json           # for shell loops
     python evaluate.py --recover 100                     # and: does it know photos by heart?
+    python evaluate.py --few-shot                        # and: FID as few-shot papers report it
     python evaluate.py --generate 1000 --out DIR         # DIR/00000.png, ..., no table
-    python evaluate.py --interpolate 3 7                 # from sample 3 to sample 7, no table
+    python evaluate.py --interpolate 3 7 mine.jpg        # from sample to sample to photo, no table
     python evaluate.py --mix 0 1 2 3                     # FastGAN: layouts × styles, no table
+    python evaluate.py --recover-photo mine.jpg          # the nearest image to it, no table
+    python evaluate.py --export generator.pt2            # for torch alone, no table
 
 Writes report.html to <run>/eval/: the verdict in words, the table, samples and figures (nearest
 photos, pieces of photos, PCA, spectra, FID over steps), one file to copy and open anywhere. Beside
@@ -44,6 +47,7 @@ from common import (
     imagefiles,
     page,
     photos,
+    pictures,
     recovery,
     report,
     rows,
@@ -165,6 +169,11 @@ def compare(args, columns):
         cli.fail(f"sets of {n} are too small to compare; at least 2 images each")
     if args.show and max(args.show) >= n:
         cli.fail(f"--show {max(args.show)}: the samples are 0 to {n - 1}")
+    if args.few_shot:
+        for column in columns:
+            if column.paths and len(column.paths) < args.few_shot:
+                cli.fail(f"--few-shot {args.few_shot}: {column.home} has {len(column.paths)} "
+                         "images")
     few = photos.draw_rows(n, features.FEW, args.seed)
     for split, images in (("train", train), ("val", validation)):
         if args.recover and args.recover > images.n:
@@ -181,8 +190,8 @@ def compare(args, columns):
 
 
 def limit_of(column):
-    """How many of the training photos, the first ones, a checkpoint was trained on at most."""
-    limit = column.checkpoint["args"].get("limit")
+    """How many of the training photos, the first ones, a column was trained on at most."""
+    limit = column.checkpoint and column.checkpoint["args"].get("limit")
     return limit if isinstance(limit, int) and limit > 0 else sys.maxsize
 
 
@@ -209,9 +218,9 @@ def trained_on_others(columns, compared):
     return names
 
 
-def sample_set(column, compared, device):
-    """(the ImageSet of a column's samples, their labels)."""
-    seed, n, size = compared.seed, compared.n, compared.size
+def sample_set(column, compared, n, device):
+    """(the ImageSet of n samples of a column, their labels)."""
+    seed, size = compared.seed, compared.size
     if column.checkpoint:
         key, labels = [column.key, seed, n, size], [f"sample {row}" for row in range(n)]
         path = column.checkpoint["path"]
@@ -270,8 +279,10 @@ def measure_real(compared, networks, chosen):
 
 def measure(column, compared, networks, chosen, components, args):
     """The numbers of a column, and what its figures will show."""
-    samples, labels = sample_set(column, compared, networks.device)
+    samples, labels = sample_set(column, compared, compared.n, networks.device)
     spaces = features.spaces(networks, compared.train, compared.validation, samples)
+    if args.few_shot:
+        spaces["few-shot"] = few_shot(column, compared, networks, args.few_shot)
     recovered = ()
     if args.recover:
         spaces["recovery"], recovered = recover(column, compared, networks, args.recover)
@@ -296,6 +307,14 @@ def measure(column, compared, networks, chosen, components, args):
         {"synthetic": components.project(samples.features["embeddings"])},
         {i: (labels[i], image) for i, image in zip(shown, images, strict=True)}, near, pieces,
         math.isqrt(sides.shape[1]), recovered)
+
+
+def few_shot(column, compared, networks, n):
+    """Features of all photos that a column was trained on, and of n samples."""
+    name = "features" if "features" in networks.names else "embeddings"
+    samples, _ = sample_set(column, compared, n, networks.device)
+    samples.load([name], networks)
+    return compared.train.features[name][:limit_of(column)], samples.features[name]
 
 
 def nearest_photos(spaces, show):
@@ -362,53 +381,6 @@ def draw(real, judged, photo, compared, components, kind):
                               compared.out)
 
 
-# Pictures without a table --------------------------------------------------------------------
-
-
-def generate(args, columns, device):
-    """--generate: the samples that an evaluation judges, as files; a folder each for several."""
-    if args.samples or args.interpolate or args.mix or not args.out:
-        cli.fail("--generate needs a folder by --out, and goes with no --samples, --interpolate or "
-                 "--mix")
-    out = Path(args.out)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        cli.fail(f"--out {out} is not an empty folder")
-    for column in columns:
-        generator = checkpoints.load_generator(column.checkpoint["path"], device)
-        batches = sampling.samples(generator, args.seed, torch.arange(args.generate), BATCH)
-        images = (features.resized(batch, args.size or column.size)
-                  for batch in photos.ahead(batches))
-        folder = out / files.slug(column.name) if columns[1:] else out
-        with tqdm(total=args.generate, desc=column.name, unit="img", disable=None) as bar:
-            photos.save_images(images, folder, bar.update)
-    cli.say(f"written to {out}/")
-
-
-def explore(args, columns, device):
-    """The pictures of each checkpoint: --interpolate, as a GIF and in eight stages, and --mix."""
-    if args.samples:
-        cli.fail("--interpolate and --mix need checkpoints, not --samples")
-    for column in columns:
-        if args.mix and column.checkpoint["model"] != "fastgan":
-            cli.fail(f"--mix is for FastGAN; {column.checkpoint['path']} is of "
-                     f"{column.checkpoint['model']}")
-    out = Path(args.out or columns[0].home / "eval")
-    out.mkdir(parents=True, exist_ok=True)
-    for column in columns:
-        generator = checkpoints.load_generator(column.checkpoint["path"], device)
-        name = files.slug(column.name)
-        if args.interpolate:
-            ends = sampling.latents(args.seed, args.interpolate, generator.z_dim)
-            images = sampling.generate(generator, sampling.between(*ends, 48))
-            path = out / "interpolate_{}_{}_{}".format(*args.interpolate, name)
-            photos.save_animation(images, f"{path}.gif")
-            photos.save_grid(images[torch.linspace(0, 47, 8).round().long()], f"{path}.png")
-        if args.mix:
-            z = sampling.latents(args.seed, args.mix, generator.z_dim)
-            photos.save_grid(sampling.mixed(generator, z), out / f"mix_{name}.png", len(z) + 1)
-    cli.say(f"written to {out}/")
-
-
 def main(args):
     # For the thread that samples, too: features must not switch its precision on and off.
     torch.backends.cudnn.allow_tf32 = False
@@ -417,18 +389,22 @@ def main(args):
         cli.fail(f"--study: the study's numbers are Inception's, not --features {args.features}")
     columns = unique_names([folder_column(folder, args.size) for folder in args.samples]
                            if args.samples else checkpoint_columns(args))
-    pictures = args.generate or args.interpolate or args.mix
-    if args.recover and (args.samples or pictures):
-        cli.fail("--recover needs checkpoints, and goes with no --samples, --generate, "
-                 "--interpolate or --mix")
-    if pictures:
-        return (generate if args.generate else explore)(args, columns, device)
+    if asked := pictures.wanted(args):
+        if args.recover or args.few_shot:
+            cli.fail(f"--recover and --few-shot are of the table: not with {asked[0]}")
+        return pictures.draw(args, columns, device)
+    if args.aspect:
+        cli.fail("--aspect is for --generate, --interpolate, --mix and --recover-photo")
+    if args.recover and args.samples:
+        cli.fail("--recover needs checkpoints, and goes with no --samples")
 
     compared = compare(args, columns)
     # Each image once through each network; from its features the numbers; then what is shown.
     networks = features.FeatureNetworks(args.features, device, args.resize,
                                         max(64, min(args.lpips_size, compared.size)))
     chosen = rows.rows(args.features)
+    if args.few_shot:
+        chosen.append(rows.few_shot(args.features, args.few_shot))
     measured = [*chosen, *rows.DETAILS]
     real, components = measure_real(compared, networks, measured)
     others = trained_on_others(columns, compared)
@@ -442,7 +418,8 @@ def main(args):
                 "data": str(compared.data), "features": args.features,
                 "resize": args.resize if args.features == "inception" else None,
                 "lpips_size": networks.lpips_size if networks.lpips else None,
-                "recover": args.recover, "level": 0.95, "versions": versions()}
+                "recover": args.recover, "few_shot": args.few_shot, "level": 0.95,
+                "versions": versions()}
     words, caption = verdict.verdict(results, settings), f"{compared.caption}; {compared.margins}"
     report.write(chosen, results, words, verdict.markdown(words), settings, caption, compared.out,
                  args.json)
@@ -484,17 +461,32 @@ if __name__ == "__main__":
                        help="also look for the latents of N training and N validation photos, 200 "
                        "passes each: with N 100 and FastGAN at 1024, a day or two on a CPU")
     group.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
+    group.add_argument("--few-shot", type=cli.number(int, 2), nargs="?", const=5000, metavar="N",
+                       help="also the Fréchet distance of N samples (5000) from all training "
+                       "photos, as papers on few-shot generators report it")
     group = parser.add_argument_group("what to write")
     group.add_argument("--out", help="folder (default: eval/ beside what is judged)")
     group.add_argument("--json", metavar="PATH|-", help="also write the JSON; -: alone on stdout")
     group.add_argument("--show", type=cli.seed, nargs="+", metavar="I",
                        help="samples in the neighbour figures, by number (default: the nearest)")
     group.add_argument("--study", action="store_true", help="add the study's published columns")
+    group = parser.add_argument_group(
+        "pictures instead of a table",
+        "a POINT is a sample's number, or the file of a photo, whose nearest image is looked for")
     group.add_argument("--generate", type=cli.count, metavar="N",
-                       help="instead: N samples as PNG files into the empty folder of --out")
-    group.add_argument("--interpolate", type=cli.seed, nargs=2, metavar=("A", "B"),
-                       help="instead: the way from sample A to sample B, animated and as a strip")
-    group.add_argument("--mix", type=cli.seed, nargs="+", metavar="I",
-                       help="instead, of FastGAN: a grid of these samples' layouts and styles")
+                       help="N samples as PNG files into the empty folder of --out")
+    group.add_argument("--interpolate", type=pictures.point, nargs="+", metavar="POINT",
+                       help="the way from point to point, as a video (a GIF without ffmpeg) and as "
+                       "a strip")
+    group.add_argument("--mix", type=pictures.point, nargs="+", metavar="POINT",
+                       help="of FastGAN: a grid of these points' layouts and styles")
+    group.add_argument("--recover-photo", type=pictures.photo, nargs="+", metavar="FILE",
+                       help="photos, and the nearest images that it can make")
+    group.add_argument("--aspect", type=pictures.aspect, metavar="photos|W:H",
+                       help="the pictures' shape: the training photos' or this one (default: "
+                       "squares); --size is their shorter side")
+    group.add_argument("--export", metavar="FILE.pt2",
+                       help="the generator as a file for torch.export.load, which needs nothing of "
+                       "this project")
     with cli.system_errors("--size, --lpips-size or --n"):
         main(parser.parse_args())

@@ -4,6 +4,7 @@ A checkpoint is one torch.save of plain values, tensors, lists and dicts; what i
 run.Run.save. The files of the published FastGAN code are read, too.
 """
 
+import io
 import json
 import re
 import zipfile
@@ -233,6 +234,35 @@ def load_generator(path, device="cpu"):
     load_weights(generator, checkpoint["sampler"], path, assign=True)
     generator = generator.to(device).float().eval().requires_grad_(False)
     return sampling.estimate_batch_norm(generator) if checkpoint["published"] else generator
+
+
+def export(generator, path):
+    """Writes a generator of load_generator as one file that torch alone reads, of the same version
+    or a newer one:
+
+        images = torch.export.load(path).module()(torch.randn(n, z_dim))
+
+    The images (n, 3, s, s) are float32 in [-1, 1]; n is any.
+    """
+    program = torch.export.export(_ImageAlone(generator).eval(), (
+        torch.randn(2, generator.z_dim, device=next(generator.parameters()).device),),
+        dynamic_shapes=({0: torch.export.Dim("n")},))
+    content = io.BytesIO()
+    torch.export.save(program, content)
+    with files.replacing(path) as file:
+        file.write(content.getbuffer())
+
+
+class _ImageAlone(torch.nn.Module):
+    """A generator without FastGAN's small image, clamped."""
+
+    def __init__(self, generator):
+        super().__init__()
+        self.generator = generator
+
+    def forward(self, z):
+        images = self.generator(z)
+        return (images[0] if isinstance(images, tuple) else images).clamp(-1, 1)
 
 
 def load_adam(optimizer, saved, path):

@@ -187,7 +187,8 @@ def numbers(rows, results):
             "interval, the band REAL's interval, the dashed line the ideal. Bold is nearest to the "
             "ideal.</p><div class=scroll>"
             f"<table><thead><tr><th>{header}</thead><tbody>" + "\n".join(lines)
-            + "</tbody></table></div>")
+            + "</tbody></table></div>"
+            + "".join(f"<p>{escape(text)}" for text in report.beside(rows, results)))
 
 
 def cell(row, result, results, bold):

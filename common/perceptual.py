@@ -1,4 +1,5 @@
-"""LPIPS (Zhang et al. 2018) as a loss, and between all pairs of two sets of images.
+"""LPIPS (Zhang et al. 2018) as a loss, and between all pairs of two sets of images; a distance of
+its kind without a download.
 
     loss = perceptual_loss(numerics)       # one pass for all pairs, its gradients by hand
     loss([decoded], [photos]).backward()
@@ -14,9 +15,10 @@ from typing import BinaryIO
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from common import files
-from common.weights import full_precision, lpips_network, small_batches
+from common.weights import critic_levels, full_precision, lpips_network, small_batches
 
 CHUNK = 2**14  # coordinates held at once
 HALF_SCALE = 2.0**8  # keeps the coordinates of all image sizes well inside float16's range
@@ -82,6 +84,25 @@ def perceptual_loss(numerics):
         return sum(LayerDistance.apply(x, target[place[y]], w)
                    for maps, target, w in zip(features(xs), targets, weights, strict=True)
                    for x, y in zip(maps.chunk(len(xs)), ys, strict=True))
+
+    return distance
+
+
+def seen_distance(device="cpu"):
+    """A distance for recovery.recover without a download: (n,) of images a, b (n, 3, h, w) in
+    [-1, 1], differentiable in a.
+
+    As LPIPS, but by EfficientNet-Lite0's four levels of maps, unweighted, and with a mean squared
+    difference of pixels. Raises WeightsError.
+    """
+    levels = critic_levels(device=device)
+
+    def distance(a, b):
+        total = (a - b).square().mean((1, 2, 3))
+        for x, y in zip(levels(a), levels(b), strict=True):
+            x, y = F.normalize(x, eps=1e-10), F.normalize(y, eps=1e-10)
+            total = total + 0.1 * (x - y).square().sum(1).mean((1, 2))
+        return total
 
     return distance
 

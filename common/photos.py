@@ -66,6 +66,17 @@ def has_validation(data):
     return (Path(data) / "val").is_dir()
 
 
+def median_aspect(data, limit=None):
+    """The median width : height of the training photos, the first `limit` of them."""
+    sizes = []
+    for path in split_files(data, "train")[:limit]:
+        try:
+            sizes.append(imagefiles.size(path))
+        except ValueError as error:
+            cli.fail(f"{path} cannot be read: {error}")
+    return float(np.median([width / height for width, height in sizes]))
+
+
 def decode(path, size, fit):
     """uint8 (3, size, size): stretched ("square"), or the middle of the photo ("crop").
 
@@ -314,11 +325,3 @@ def save_images(batches, folder, update=lambda images: None):
             path.unlink(missing_ok=True)  # a part of an image
             raise
         update(1)
-
-
-def save_animation(images, path):
-    """An endless GIF of uint8 images (n, 3, h, w), there and back."""
-    there = [Image.fromarray(image) for image in images.permute(0, 2, 3, 1).numpy()]
-    with files.replacing(path) as file:
-        there[0].save(file, "GIF", save_all=True, append_images=there[1:] + there[-2:0:-1],
-                      duration=60, loop=0)

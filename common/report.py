@@ -60,6 +60,17 @@ def groups(rows, results):
     return [(group, members) for group, members in found if members]
 
 
+def beside(rows, results):
+    """A paragraph for each row that belongs to no group of the table: its numbers, what it says."""
+    found = []
+    for row in rows:
+        numbers = [f"{result['name']} {cell(row, result)}" for result in results
+                   if result.get(row.name) is not None]
+        if row.group not in GROUPS and numbers:
+            found.append(f"{row.label}: {', '.join(numbers)}. This is {row.says}.")
+    return found
+
+
 def markdown(rows, results):
     """The table in Markdown, its columns aligned so that a terminal shows it well, too."""
     table = [["", *(result["name"] for result in results)]]
@@ -100,7 +111,7 @@ def write(rows, results, words, text, settings, caption, out, json_path):
     words, text: the verdict, and that in Markdown. json_path: where the JSON goes, too; "-" leaves
     stdout to it alone.
     """
-    text = f"{caption}\n\n{text}\n\n{markdown(rows, results)}\n"
+    text = "\n\n".join([caption, text, markdown(rows, results), *beside(rows, results)]) + "\n"
     as_json = json.dumps({"settings": settings, "verdict": words, "columns": results},
                          indent=1)
     written = {out / "metrics.json": as_json, out / "table.md": text,

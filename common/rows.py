@@ -28,7 +28,8 @@ class Row(NamedTuple):
     tensors or metrics.Products; "embeddings" and "lpips", of as many photos as samples, and "all
     embeddings" and "all lpips", of all photos, for neighbours: metrics.Distances, or, of very many,
     tensors and LpipsPoints; "cells" for metrics.pieces, "spectra" for spectrum_difference, of 500
-    images at most; "recovery": errors of training and validation photos.
+    images at most; "recovery": errors of training and validation photos; "few-shot": features of
+    all training photos and of many samples.
     """
 
     name: str  # in JSON and CSV
@@ -43,7 +44,7 @@ class Row(NamedTuple):
     part: str | None = None
     bounds: tuple = (-np.inf, np.inf)
     least: int = 2  # points a set
-    replicates: int = 200  # random halves that give the interval
+    replicates: int = 200  # random halves that give the interval; 0: it has none
 
 
 def against_train(function):
@@ -146,10 +147,25 @@ def label_of(label, kind):
         "^([FK])ID(∞?)", rf"\1D\2-{SHORT[kind]}", label)
 
 
+def named(row, kind):
+    """The row as it is called with `--features kind`."""
+    return row._replace(name=name_of(row.name, kind), label=label_of(row.label, kind))
+
+
+def few_shot(kind, n):
+    """The row of `--few-shot n`, which stands below the table."""
+    return named(Row(
+        "fid_few_shot", "FID, few-shot", "few-shot",
+        f"the distance of {n:,} samples from all training photos, as papers on few-shot generators "
+        "report it. Not comparable with the table, whose sets are equal in number; and copying is "
+        "rewarded: the photos themselves have 0",
+        0, 1, "few-shot", frechet, bounds=(0, np.inf), replicates=0), kind)
+
+
 def rows(kind):
-    """The rows for `--features kind`; with efficientnet there are none of LPIPS."""
-    return [row._replace(name=name_of(row.name, kind), label=label_of(row.label, kind))
-            for row in ROWS if kind != "efficientnet" or "lpips" not in row.space]
+    """The table's rows for `--features kind`; with efficientnet there are none of LPIPS."""
+    return [named(row, kind) for row in ROWS
+            if kind != "efficientnet" or "lpips" not in row.space]
 
 
 def numbers(chosen, spaces, real=False):
@@ -176,7 +192,8 @@ def numbers(chosen, spaces, real=False):
         sets, names = spaces[space], [row.name for row in same]
         values |= zip(names, statistic(*sets), strict=True)
         n = len(sets[-1])
-        if n // 2 >= min(least, 8) and max(3 * n, sum(map(len, sets))) <= metrics.VIEWED:
+        few = max(3 * n, sum(map(len, sets))) <= metrics.VIEWED
+        if replicates and few and n // 2 >= min(least, 8):
             ends = metrics.interval(
                 statistic, *sets, bounds=np.transpose([row.bounds for row in same]),
                 replicates=replicates if len(sets[0]) <= 1000 else 20)

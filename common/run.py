@@ -273,6 +273,8 @@ class Run:
         self.networks, self.optimizers, self.names = networks, optimizers, names
         self.photos, self.fingerprint = data
         self.checkpoint, self.apart, self.fresh = checkpoint, apart, fresh
+        # Photos that were cropped to squares are not to be stretched back.
+        self.aspect = photos.median_aspect(args.data, args.limit) if args.fit == "square" else 1.0
         self.step = self.iteration = self.logged = 0  # logged: the iteration of the last row
         self.seen = 0  # photos taken by `draw` so far
         self.trained = 0  # steps before those that are counted
@@ -482,7 +484,7 @@ class Run:
             "networks": {name: net.state_dict() for name, net in self.networks.items()},
             "optimizers": {name: adam.state_dict() for name, adam in self.optimizers.items()},
             "scaler": self.numerics.scaler.state_dict(), "skipped": int(self.numerics.skipped),
-            "data": self.fingerprint, "iteration": self.iteration, "logged": self.logged,
-            "seen": self.seen, "taken": self.taken, "trained": self.trained,
+            "data": self.fingerprint, "aspect": self.aspect, "iteration": self.iteration,
+            "logged": self.logged, "seen": self.seen, "taken": self.taken, "trained": self.trained,
             **own, "others": others,
         }, self.args.keep)

@@ -13,12 +13,12 @@ import runpy
 import shutil
 import sys
 
-import numpy as np
 import pytest
 import torch
 from conftest import ROOT
 from drawn import smooth
 from PIL import Image
+from untrained import sample, write_checkpoint
 
 import evaluate
 import metrics
@@ -27,20 +27,6 @@ from common import checkpoints, features, imagefiles, photos, sampling, weights
 from common.rows import DETAILS, Row, rows
 
 ROWS = {row.name for row in rows("efficientnet")}
-
-
-def write_checkpoint(folder, step, size=256, seed=0, model="fastgan", fit="square", **config):
-    """An untrained generator's checkpoint in a run folder."""
-    torch.manual_seed(seed)
-    config = {"image_size": size, "z_dim": 64, **({"features": 4} if model == "fastgan" else {}),
-              **config}
-    generator = checkpoints.GENERATORS[model](**config)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "args.json").write_text(json.dumps({"model": model}))
-    return checkpoints.save(folder, {
-        "model": model, "config": config, "step": step, "fit": fit, "networks": {},
-        "sampler": sampling.sampling_copy(generator).state_dict(), "args": {"data": model},
-        "data": None if step < 20 else "of other photos"})
 
 
 @pytest.fixture(scope="module")
@@ -208,33 +194,6 @@ def test_dinov2_in_the_place_of_inception(evaluated, bedrooms, tmp_path, monkeyp
     assert (tmp_path / "out" / "curve.png").exists()
 
 
-def test_generated_images_are_those_of_latents(evaluated, refused, tmp_path):
-    """Of a published checkpoint, too; at another size with --size; by seed; never into a folder
-    that holds something."""
-    g, d = nets.FastGANGenerator(256, 16, 2), nets.FastGANDiscriminator(256, 2)
-    torch.save({"g": g.state_dict(), "d": d.state_dict()}, tmp_path / "70.pth")
-    command = ["--ckpt", tmp_path / "70.pth", "--generate", 3]
-    out, err = evaluated(*command, "--out", tmp_path / "new" / "a")
-    assert "new/a" in out and not err
-    files = sorted((tmp_path / "new" / "a").iterdir())
-    assert [path.name for path in files] == ["00000.png", "00001.png", "00002.png"]
-    images = photos.decode_all(files, 256)
-    assert torch.equal(images, sample(tmp_path / "70.pth", 3))
-    evaluated(*command, "--out", tmp_path / "b", "--size", 64, "--seed", 1)
-    other = photos.decode_all(sorted((tmp_path / "b").iterdir()), 64)
-    assert other.shape == (3, 3, 64, 64)
-    assert not torch.equal(other, features.resized(images, 64))
-    for arguments, words in [
-            (["--out", tmp_path / "b"], "b is not an empty folder"),
-            (["--out", tmp_path / "70.pth"], "70.pth is not an empty folder"),
-            ([], "needs a folder by --out"),
-            (["--out", tmp_path / "c", "--mix", 0, 1], "goes with no"),
-            (["--out", tmp_path / "c", "--samples", tmp_path / "b"], "goes with no"),
-            (["--out", tmp_path / "c", "--generate", 0], "0 is not in")]:
-        assert words in refused("evaluate.py", *command, *arguments, cwd=tmp_path)
-    assert not (tmp_path / "c").exists() and len(list((tmp_path / "b").iterdir())) == 3
-
-
 def test_four_models_in_one_table(evaluated, tmp_path, bedrooms):
     paths = [write_checkpoint(tmp_path / "a", 50, 28, 1, "gan"),
              write_checkpoint(tmp_path / "b", 200, 64, 2, "dcgan", fit="crop", features=8),
@@ -306,17 +265,21 @@ def test_training_photos_as_samples_are_found_out(evaluated, bedrooms, tmp_path)
             f"{found[0]['name']}, ") in out and "near to a training photo by LPIPS (0.9" in out
 
 
+def write_images(out, images, folders):
+    """Folders {name: numbers of the uint8 images}."""
+    for folder, chosen in folders.items():
+        (out / folder).mkdir(parents=True)
+        for number, i in enumerate(chosen):
+            image = Image.fromarray(images[i].permute(1, 2, 0).numpy())
+            image.save(out / folder / f"{number:02d}.png")
+
+
 def test_the_verdict_in_words(evaluated, tmp_path):
     """Of copies and of images repeated, beside photos: on the terminal, in table.md, in the JSON
     and on the page."""
-    images = smooth(84, 32)
-    for folder, chosen in {"data/train": range(28), "data/val": range(28, 56),
-                           "copied": [*range(8), *range(56, 76)], "honest": range(56, 84),
-                           "repeated": [56, 57] * 14}.items():
-        (tmp_path / folder).mkdir(parents=True)
-        for number, i in enumerate(chosen):
-            Image.fromarray(images[i].permute(1, 2, 0).numpy()).save(
-                tmp_path / folder / f"{number:02d}.png")
+    write_images(tmp_path, smooth(84, 32), {
+        "data/train": range(28), "data/val": range(28, 56), "honest": range(56, 84),
+        "copied": [*range(8), *range(56, 76)], "repeated": [56, 57] * 14})
     sets = [tmp_path / name for name in ("copied", "honest", "repeated")]
     out, _ = evaluated("--samples", *sets, "--data", tmp_path / "data", "--out", tmp_path / "out")
     words = json.loads((tmp_path / "out" / "metrics.json").read_text())["verdict"]
@@ -332,6 +295,40 @@ def test_the_verdict_in_words(evaluated, tmp_path):
     for text in (*copied.values(), *honest.values(), *repeated.values(), words["best"]):
         assert text in page and text in out
     assert out.startswith((tmp_path / "out" / "table.md").read_text())
+
+
+def test_few_shot_protocol_rewards_copying(evaluated, refused, tmp_path):
+    """Many samples against all photos of training: 0 for these photos themselves, which the table
+    finds no nearer to validation photos. Of checkpoints the photos are those that they saw."""
+    images, out = smooth(96, 32), tmp_path / "out"
+    write_images(tmp_path, images, {"data/train": range(28), "data/val": range(28, 56),
+                                    "copied": [*range(28)] * 2, "honest": range(56, 96)})
+    gan = write_checkpoint(tmp_path / "gan", 1, 32, model="gan", limit=3)
+    network = weights.efficientnet_lite2_network()
+    of = functools.partial(features.features, network=network)
+    samples = ["--samples", tmp_path / "copied", tmp_path / "honest", "--data", tmp_path / "data"]
+    text, _ = evaluated(*samples, "--n", 20, "--few-shot", 40, "--out", out)
+    written = json.loads((out / "metrics.json").read_text())
+    real, copied, honest = written["columns"]
+    row = "fd_efficientnet_few_shot"
+    expected = metrics.frechet_distance(of(images[:28]), of(images[56:]))
+    assert honest[row] == pytest.approx(expected, rel=1e-3)
+    assert copied[row] < 0.2 * honest[row]  # 40 of 56 copies are not all photos equally often
+    assert copied["fd_efficientnet_validation"] > 0.8 * honest["fd_efficientnet_validation"]
+    assert row not in real and row not in honest["intervals"]
+    assert written["settings"]["few_shot"] == 40
+    lines = list(csv.DictReader((out / "metrics.csv").open()))
+    assert [line[row] for line in lines] == ["", str(copied[row]), str(honest[row])]
+    words = f"FD-EfficientNet, few-shot: copied {copied[row]:.1f}, honest {honest[row]:.1f}. This "
+    assert words in text and "distance of 40 samples from all training photos" in text
+    assert words in (out / "report.html").read_text() and "| FD-EfficientNet, few" not in text
+
+    _, column = json.loads(evaluated("--ckpt", gan, "--data", tmp_path / "data", "--few-shot", 50,
+                                     "--json", "-").out)["columns"]
+    expected = metrics.frechet_distance(of(images[:3]), of(sample(gan, 50)))
+    assert column[row] == pytest.approx(expected, rel=1e-3)
+    assert "honest has 40 images" in refused("evaluate.py", *samples[:1], *samples[2:],
+                                             "--few-shot")
 
 
 def test_a_row_more_is_in_table_csv_and_json(evaluated, bedrooms, run, monkeypatch):
@@ -364,11 +361,6 @@ def test_names_of_checkpoints_and_columns(run):
     assert names == [f"{run.name} fastgan 5", f"{run.name} fastgan 5 (2)", "s", "s (2)", "REAL (2)"]
 
 
-def sample(path, n):
-    generator = checkpoints.load_generator(path)
-    return sampling.generate(generator, sampling.latents(0, range(n), generator.z_dim))
-
-
 def test_published_checkpoints_are_sampled_by_statistics_of_their_own(tmp_path):
     g, d = nets.FastGANGenerator(256, 256, 4), nets.FastGANDiscriminator(256, 4)
     g.init.init[1].running_mean.fill_(100)  # left by training, of no use
@@ -392,34 +384,10 @@ def test_bad_input(refused, run, bedrooms, tmp_path):
             (["--run", run, "--data", bedrooms], "--features efficientnet"),
             (["--run", run, "--data", bedrooms, "--features", "dinov2", "--study"], "--study"),
             (["--ckpt", gan, "--mix", 0, 1], "gan"),
-            (["--samples", mixed, "--size", 64, "--interpolate", 0, 1], "need checkpoints"),
+            (["--samples", mixed, "--size", 64, "--interpolate", 0, 1], "needs checkpoints"),
             (["--samples", mixed, "--size", 64, "--recover", 2], "needs checkpoints"),
             (["--run", run, "--data", bedrooms, "--recover", 7], "train has 6 photos")]:
         line = refused("evaluate.py", *arguments, "--out", tmp_path / "out", cwd=tmp_path,
                        env=offline)
         assert words in line, line
     assert not (tmp_path / "out" / "metrics.json").exists()
-
-
-def test_interpolation_and_mixing(script, run, tmp_path):
-    """Ends are the samples themselves, the way keeps its length; a mix with itself is itself."""
-    out, path = tmp_path / "out", run / "ckpt_000010.pth"
-    script("evaluate.py", "--ckpt", path, "--interpolate", 2, 5, "--mix", 4, 1, "--out", out)
-    strip_name, animation, grid_name = (
-        "interpolate_2_5_fastgan-10.png", "interpolate_2_5_fastgan-10.gif", "mix_fastgan-10.png")
-    assert {file.name for file in out.iterdir()} == {strip_name, animation, grid_name}
-    samples = sample(path, 6).int()
-
-    def cells(name, rows, columns):
-        grid = torch.from_numpy(np.array(Image.open(out / name))).permute(2, 0, 1).int()
-        cut = grid.view(3, rows, 260, columns, 260).permute(1, 3, 0, 2, 4)[..., 2:-2, 2:-2]
-        return cut.flatten(0, 1)
-
-    strip, mixed = cells(strip_name, 1, 8), cells(grid_name, 3, 3)
-    for cell, i in ((strip[0], 2), (strip[-1], 5), (mixed[1], 4), (mixed[2], 1), (mixed[3], 4),
-                    (mixed[4], 4), (mixed[6], 1), (mixed[8], 1)):
-        assert (cell - samples[i]).abs().max() <= 1
-    assert not mixed[0].any()
-    assert not torch.equal(mixed[5], mixed[4]) and not torch.equal(mixed[5], mixed[8])
-    with Image.open(out / animation) as picture:
-        assert picture.size == (256, 256) and picture.n_frames > 40

@@ -7,7 +7,7 @@ from conftest import ROOT
 
 ROOMS = ["cli", "files", "imagefiles", "twins", "scenes", "photos", "devices", "sampling",
          "recovery", "checkpoints", "figures", "run", "weights", "perceptual", "features", "rows",
-         "report", "verdict", "page"]
+         "report", "verdict", "page", "pictures"]
 NEEDS = {  # each imports only from rooms before it, and of those, of nets and of metrics only:
     "imagefiles": "cli", "photos": "cli files imagefiles", "devices": "cli", "recovery": "sampling",
     "checkpoints": "cli files sampling nets", "figures": "files",
@@ -15,6 +15,7 @@ NEEDS = {  # each imports only from rooms before it, and of those, of nets and o
     "weights": "nets files", "perceptual": "files weights",
     "features": "metrics cli files photos weights perceptual", "rows": "metrics",
     "report": "cli files rows", "verdict": "rows report", "page": "files report",
+    "pictures": "cli files photos sampling recovery checkpoints weights perceptual features",
     "prepare_data": "cli files imagefiles scenes twins",
     "evaluate": "nets metrics " + " ".join(ROOMS)}
 FILES = sorted([*ROOT.glob("*.py"), *ROOT.glob("common/*.py"), *ROOT.glob("tests/*.py")])
