@@ -95,7 +95,7 @@ def draw(args, columns, device):
     check(args, columns)
     ratios = [aspect_of(column, args.aspect) for column in columns]
     if args.export:
-        generator = checkpoints.load_generator(columns[0].checkpoint["path"], device)
+        generator = checkpoints.load_generator(columns[0].checkpoint["path"])
         checkpoints.export(generator, args.export)
         cli.say(f"{args.export}: latents (n, {generator.z_dim}) to images (n, 3, {columns[0].size},"
                 f" {columns[0].size})")
@@ -153,7 +153,7 @@ def explore(args, columns, ratios, device):
         name, size = files.slug(column.name), args.size or column.size
         known = {}
         if given:
-            z = recovered(generator, targets, args.seed, column.name)
+            z = recovered(generator, targets, column, args.seed, out / ".cache")
             known = dict(zip(given, z, strict=True))
             images = torch.cat([targets, sampling.generate(generator, z)])
             photos.save_grid(shaped(images, size, ratio), out / f"photos_{name}.png", len(given))
@@ -185,16 +185,26 @@ def way(z):
     return torch.cat([*sections, z[-1:]]), (starts[:, None] + eighths).flatten()
 
 
-def recovered(generator, targets, seed, name):
-    """Latents (n, z_dim) of the images nearest to uint8 photos (n, 3, s, s)."""
-    device = next(generator.parameters()).device
-    try:
-        distance = perceptual.seen_distance(device)
-    except weights.WeightsError as error:
-        cli.fail(error)
-    with tqdm(total=len(targets), desc=f"recovering photos by {name}", unit="img",
-              disable=None, leave=False) as bar:
-        return recovery.recover(generator, targets, distance, seed=seed, update=bar.update)[0]
+def recovered(generator, targets, column, seed, cache):
+    """Latents (n, z_dim) of the images nearest to uint8 photos (n, 3, s, s); kept in `cache`."""
+    paths = [features.cache_path(cache, "latent", [
+        features.VERSION, weights.WEIGHTS["efficientnet_lite0"], column.key, seed,
+        files.sha256(photo.numpy())]) for photo in targets]
+    found = {i: z for i, z in enumerate(map(features.read_cache, paths)) if z is not None}
+    missing = [i for i in range(len(targets)) if i not in found]
+    if missing:
+        try:
+            distance = perceptual.seen_distance(next(generator.parameters()).device)
+        except weights.WeightsError as error:
+            cli.fail(error)
+        with tqdm(total=len(missing), desc=f"recovering photos by {column.name}", unit="img",
+                  disable=None, leave=False) as bar:
+            z, _ = recovery.recover(generator, targets[missing], distance, seed=seed,
+                                    update=bar.update)
+        for i, own in zip(missing, z, strict=True):
+            found[i] = own
+            features.write_cache(paths[i], own.clone())
+    return torch.stack([found[i] for i in range(len(targets))])
 
 
 # An animation --------------------------------------------------------------------------------

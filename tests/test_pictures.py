@@ -198,6 +198,13 @@ def test_photos_stand_beside_samples(script, refused, tmp_path):
     for image in (found, strip[7], mixed[1], mixed[3], mixed[4]):
         assert off(image, eight) < 0.3 * off(three.int(), eight)
     assert off(strip[0], three) < 0.01 and off(mixed[2], five) < 0.01
+    before = (out / "photos_fastgan-10.png").read_bytes()
+    (kept,) = (out / ".cache").glob("latent_*")
+    age = kept.stat().st_mtime_ns
+    script("evaluate.py", "--ckpt", path, "--recover-photo", mine, "--aspect", "2:1", "--out", out)
+    assert (out / "photos_fastgan-10.png").read_bytes() == before
+    assert kept.stat().st_mtime_ns == age  # its latent was not sought again
+
     for arguments, words in [
             (["--recover-photo", "none.jpg"], "none.jpg is not a file"),
             (["--recover-photo", 3], "3 is not a file"),
@@ -232,6 +239,7 @@ z = torch.load("z.pt")
 for path in sys.argv[1:]:
     generator = torch.export.load(path).module()
     torch.save([generator(z), generator(z[:1])], path + ".images")
+    generator.to("meta")(z.to("meta"))  # on any device: nothing in it is of one
 """
     subprocess.run([sys.executable, "-I", "-c", program, *(path.with_suffix(".pt2")
                                                            for path in paths)],

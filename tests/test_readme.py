@@ -11,9 +11,15 @@ import sys
 import tarfile
 
 import forks
+import numpy as np
 import pytest
+import torch
 from conftest import ROOT
+from PIL import Image
+from untrained import sample, write_checkpoint
 
+import metrics
+from common import features, photos, weights
 from common.rows import rows
 
 PAGES = {path: path.read_text(encoding="utf-8")
@@ -25,6 +31,7 @@ INLINE = [" ".join(text.split()) for text in
 COMMANDS = [found.strip() for found in re.findall(
     r"(?:python|torchrun [^\n]*?) ((?:tests/)?\w+\.py[^\n#&;|>]*)",
     "\n".join([*BLOCKS, *INLINE]))]
+PYTHON = re.findall(r"```python\n(.*?)```", ALL, re.S)
 # Blocks that run as they stand, but that `python` adds SMALL: a flag given twice counts as it is
 # given last. The rest take hours, a network or a GPU.
 RUN = [block for block in BLOCKS if "\ndone" in block or "--images" in block]
@@ -127,6 +134,24 @@ def test_a_block_runs(clone, launch, block):
         if "$" not in name and name != "-":
             assert (clone / name).exists(), name
     assert list(clone.glob("runs/*/ckpt_*.pth")) or "train_" not in block
+
+
+def test_from_python(bedrooms, tmp_path, monkeypatch, capsys):
+    """The two blocks of README: eight samples of a checkpoint, and a number for two folders."""
+    path = write_checkpoint(tmp_path / "runs" / "mine", 10_000, 128)
+    shutil.copytree(bedrooms, tmp_path / "data" / "mine")
+    shutil.copytree(bedrooms / "train", tmp_path / "samples")
+    monkeypatch.chdir(tmp_path)
+    first, second = PYTHON
+    exec(first, {})
+    with Image.open("eight.png") as picture:
+        grid = torch.from_numpy(np.array(picture)).permute(2, 0, 1).view(3, 132, 8, 132)
+    assert torch.equal(grid.permute(2, 0, 1, 3)[..., 2:-2, 2:-2], sample(path, 8))
+    exec(second, {})
+    network = weights.efficientnet_lite2_network()
+    x, y = (features.features(photos.load_images(bedrooms, split, 256)[0], network)
+            for split in ("train", "val"))
+    assert float(capsys.readouterr().out) == pytest.approx(metrics.frechet_distance(x, y))
 
 
 def test_there_are_blocks_that_run():
