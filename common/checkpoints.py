@@ -11,9 +11,10 @@ import zipfile
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from common import cli, files, sampling
-from nets import DCGANGenerator, FastGANGenerator, GANGenerator, VAEDecoder
+from nets import DCGANGenerator, FastGANGenerator, GANGenerator, SpectralConv2d, VAEDecoder
 
 GENERATORS = {"gan": GANGenerator, "dcgan": DCGANGenerator, "vae": VAEDecoder,
               "fastgan": FastGANGenerator}
@@ -237,24 +238,27 @@ def load_generator(path, device="cpu"):
 
 
 def export(generator, path):
-    """Writes a generator of load_generator as one file that torch alone reads, of the same version
-    or a newer one:
+    """Writes a generator as one file that torch alone reads, of the same version or a newer one:
 
         images = torch.export.load(path).module()(torch.randn(n, z_dim))
 
-    The images (n, 3, s, s) are float32 in [-1, 1]; n is any.
+    The images (n, 3, s, s) are float32 in [-1, 1]; n is any. Changes the generator: its
+    convolutions' weights are normalised for good.
     """
-    program = torch.export.export(_ImageAlone(generator).eval(), (
-        torch.randn(2, generator.z_dim, device=next(generator.parameters()).device),),
-        dynamic_shapes=({0: torch.export.Dim("n")},))
+    with_plain_convolutions(generator)
+    some = {0: torch.export.Dim("n", max=2**31)}  # torch 2.6 doesn't take it without a bound
+    program = torch.export.export(ImageAlone(generator).eval(), (torch.randn(2, generator.z_dim),),
+                                  dynamic_shapes=(some,))
+    for node in program.graph.nodes:
+        node.meta.pop("stack_trace", None)  # of this machine's folders
     content = io.BytesIO()
     torch.export.save(program, content)
     with files.replacing(path) as file:
         file.write(content.getbuffer())
 
 
-class _ImageAlone(torch.nn.Module):
-    """A generator without FastGAN's small image, clamped."""
+class ImageAlone(nn.Module):
+    """A generator without FastGAN's small image, its images clamped."""
 
     def __init__(self, generator):
         super().__init__()
@@ -263,6 +267,20 @@ class _ImageAlone(torch.nn.Module):
     def forward(self, z):
         images = self.generator(z)
         return (images[0] if isinstance(images, tuple) else images).clamp(-1, 1)
+
+
+def with_plain_convolutions(module):
+    """Puts a plain convolution of the same weight in the place of each SpectralConv2d."""
+    for name, child in module.named_children():
+        if isinstance(child, SpectralConv2d):
+            weight = child.weight()
+            kind = nn.ConvTranspose2d if child.transposed else nn.Conv2d
+            inputs, outputs = weight.shape[:2] if child.transposed else weight.shape[1::-1]
+            plain = kind(inputs, outputs, weight.shape[-1], child.stride, child.padding, bias=False)
+            plain.weight = nn.Parameter(weight, requires_grad=False)
+            setattr(module, name, plain)
+        else:
+            with_plain_convolutions(child)
 
 
 def load_adam(optimizer, saved, path):

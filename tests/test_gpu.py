@@ -11,8 +11,8 @@ import tiny
 import torch
 from conftest import ROOT, digest
 from test_devices import trainer
-from test_evaluate import write_checkpoint
 from test_resume import STATE
+from untrained import write_checkpoint
 
 from common import checkpoints, devices
 
@@ -98,3 +98,11 @@ def test_evaluation_says_what_it_says_on_the_cpu(bedrooms, tmp_path):
     for one, other in zip(*columns, strict=True):
         numbers = {key: value for key, value in other.items() if isinstance(value, float)}
         assert {key: one[key] for key in numbers} == pytest.approx(numbers, rel=0.02, abs=2e-3)
+
+
+def test_an_exported_generator_runs_on_the_gpu(tmp_path):
+    path, z = write_checkpoint(tmp_path / "run", 10), torch.randn(3, 64)
+    checkpoints.export(checkpoints.load_generator(path), tmp_path / "generator.pt2")
+    exported = torch.export.load(tmp_path / "generator.pt2").module().to("cuda")
+    torch.testing.assert_close(exported(z.cuda()).cpu(), checkpoints.load_generator(path)(z)[0],
+                               atol=0.02, rtol=0.02)

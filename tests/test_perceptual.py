@@ -105,3 +105,23 @@ def test_a_disk_without_room_for_points_is_named(alex):
     with small_disk(1000), pytest.raises(OSError) as error:
         points(smooth(2), alex)
     assert error.value.filename == tempfile.gettempdir()
+
+
+def test_the_seen_distance_is_what_its_docstring_says():
+    """By hand, of each image alone; with gradients."""
+    distance, levels = perceptual.seen_distance(), weights.critic_levels()
+    a, b = smooth(6, 96).float().div(127.5).sub(1).split(3)
+    b[2] = a[2]
+    expected = (a - b).square().mean((1, 2, 3)).double()
+    with torch.no_grad():
+        for x, y in zip(levels(a), levels(b), strict=True):
+            for i in range(3):
+                x_i, y_i = (maps[i].flatten(1).double() for maps in (x, y))
+                cosines = (x_i * y_i).sum(0) / (x_i.norm(dim=0) * y_i.norm(dim=0))
+                expected[i] += 0.1 * (2 - 2 * cosines).mean()
+    a.requires_grad_()
+    found = distance(a, b)
+    torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-5)
+    assert found[2] == 0 and found[:2].min() > 0.1
+    found.sum().backward()
+    assert a.grad.isfinite().all() and a.grad[:2].abs().sum() > 0

@@ -7,6 +7,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT
 from drawn import smooth
 from PIL import Image
 from untrained import sample, write_checkpoint
@@ -245,6 +246,7 @@ for path in sys.argv[1:]:
                                                            for path in paths)],
                    check=True, cwd=tmp_path)
     for path in paths:
+        assert str(ROOT).encode() not in path.with_suffix(".pt2").read_bytes()
         generator = checkpoints.load_generator(path)
         for latents, images in zip((z, z[:1]), torch.load(f"{path.with_suffix('.pt2')}.images"),
                                    strict=True):
