@@ -56,7 +56,6 @@ from common import (
 )
 from common.run import versions
 
-BATCH = 32  # images on their way at once
 DISTANCES = {"cosine": "all embeddings", "lpips": "all lpips"}  # between single images: the spaces
 
 
@@ -173,7 +172,7 @@ def compare(args, columns):
         for column in columns:
             if column.paths and len(column.paths) < args.few_shot:
                 cli.fail(f"--few-shot {args.few_shot}: {column.home} has {len(column.paths)} "
-                         "images")
+                         f"images; --few-shot {len(column.paths)} takes them all")
     few = photos.draw_rows(n, features.FEW, args.seed)
     for split, images in (("train", train), ("val", validation)):
         if args.recover and args.recover > images.n:
@@ -228,7 +227,7 @@ def sample_set(column, compared, n, device):
 
         def originals(rows):
             # The generator is made here, not in the thread that samples: it may draw numbers.
-            return sampling.samples(generator(), seed, rows, BATCH)
+            return sampling.samples(generator(), seed, rows)
     else:
         key = [column.key, seed, n, size, compared.fit]
         paths = [column.paths[row] for row in photos.draw_rows(len(column.paths), n, seed)]
@@ -389,9 +388,7 @@ def main(args):
         cli.fail(f"--study: the study's numbers are Inception's, not --features {args.features}")
     columns = unique_names([folder_column(folder, args.size) for folder in args.samples]
                            if args.samples else checkpoint_columns(args))
-    if asked := pictures.wanted(args):
-        if args.recover or args.few_shot:
-            cli.fail(f"--recover and --few-shot are of the table: not with {asked[0]}")
+    if pictures.wanted(args):
         return pictures.draw(args, columns, device)
     if args.aspect:
         cli.fail("--aspect is for --generate, --interpolate, --mix and --recover-photo")
@@ -404,7 +401,7 @@ def main(args):
                                         max(64, min(args.lpips_size, compared.size)))
     chosen = rows.rows(args.features)
     if args.few_shot:
-        chosen.append(rows.few_shot(args.features, args.few_shot))
+        chosen.append(rows.few_shot(args.features, args.few_shot, compared.size))
     measured = [*chosen, *rows.DETAILS]
     real, components = measure_real(compared, networks, measured)
     others = trained_on_others(columns, compared)
@@ -472,7 +469,8 @@ if __name__ == "__main__":
     group.add_argument("--study", action="store_true", help="add the study's published columns")
     group = parser.add_argument_group(
         "pictures instead of a table",
-        "a POINT is a sample's number, or the file of a photo, whose nearest image is looked for")
+        "a POINT is a sample's number, or a photo's file (./7 if it is named 7), whose nearest "
+        "image is looked for: a minute for each at 256×256 on a CPU core")
     group.add_argument("--generate", type=cli.count, metavar="N",
                        help="N samples as PNG files into the empty folder of --out")
     group.add_argument("--interpolate", type=pictures.point, nargs="+", metavar="POINT",

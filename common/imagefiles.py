@@ -70,7 +70,7 @@ def find(folder, out=None):
         below = [Path(parent, name) for name in sorted(names) if not name.startswith(".")]
         for path in below:
             if path.is_symlink():
-                cli.warn(f"skipped {path}: a link to a folder; give that folder itself")
+                cli.warn_once(f"skipped {path}: a link to a folder; give that folder itself")
         names[:] = [path.name for path in below if not path.is_symlink() and path.resolve() != out
                     and not any(map(os.path.exists, (path / "args.json", path / "metrics.json")))]
         for path in (Path(parent, name) for name in members if not name.startswith(".")):
@@ -80,13 +80,14 @@ def find(folder, out=None):
             except OSError as error:
                 _skip(error)
     if misnamed := [path for path in others if _holds_image(path)]:
-        cli.warn(f"skipped {len(misnamed)} images with other names than {' '.join(SUFFIXES)}, "
-                 f"{misnamed[0]} first: rename them, or convert them to JPEG (HEIC, raw)")
+        cli.warn_once(f"skipped {len(misnamed)} images with other names than "
+                      f"{' '.join(SUFFIXES)}, {misnamed[0]} first: rename them, or convert them to "
+                      "JPEG (HEIC, raw)")
     return sorted(found)
 
 
 def _skip(error):
-    cli.warn(f"skipped {error.filename}: {error.strerror}")
+    cli.warn_once(f"skipped {error.filename}: {error.strerror}")
 
 
 def _holds_image(path):

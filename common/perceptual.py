@@ -88,7 +88,7 @@ def perceptual_loss(numerics):
     return distance
 
 
-def seen_distance(device="cpu"):
+def lite_distance(device="cpu"):
     """A distance for recovery.recover without a download: (n,) of images a, b (n, 3, h, w) in
     [-1, 1], differentiable in a.
 

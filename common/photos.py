@@ -67,7 +67,10 @@ def has_validation(data):
 
 
 def median_aspect(data, limit=None):
-    """The median width : height of the training photos, the first `limit` of them."""
+    """The median width : height of the training photos, the first `limit` of them.
+
+    As their headers say, but a PNG's, if EXIF turns it.
+    """
     sizes = []
     for path in split_files(data, "train")[:limit]:
         try:

@@ -8,6 +8,7 @@ import argparse
 import itertools
 import shutil
 import subprocess
+import tempfile
 from pathlib import Path
 
 import torch
@@ -27,8 +28,8 @@ from common import (
     weights,
 )
 
-BATCH = 32  # images on their way at once
 FRAMES, DURATION = 48, 60  # from a point to the next; of a frame, in milliseconds
+WIDE = 8  # images side by side
 
 
 # Arguments -----------------------------------------------------------------------------------
@@ -43,7 +44,7 @@ def photo(text):
 
 def point(text):
     """An argparse type: the number of a sample, or the Path of a photo."""
-    return cli.seed(text) if text.isdecimal() else photo(text)
+    return cli.seed(text) if text.isascii() and text.isdecimal() else photo(text)
 
 
 def aspect(text):
@@ -62,8 +63,40 @@ def aspect(text):
 
 def wanted(args):
     """Which flags ask for pictures instead of a table."""
-    flags = ("generate", "interpolate", "mix", "recover_photo", "export")
-    return ["--" + flag.replace("_", "-") for flag in flags if getattr(args, flag) is not None]
+    return given(args, "generate", "interpolate", "mix", "recover_photo", "export")
+
+
+def given(args, *names):
+    """Those of the flags that are among the arguments, as they are typed."""
+    return ["--" + name.replace("_", "-") for name in names
+            if getattr(args, name) not in (None, False)]
+
+
+def check(args, columns):
+    """Ends the program where the arguments don't go together."""
+    asked, out = wanted(args), args.out and Path(args.out)
+    for flag in given(args, "samples", "n", "recover", "few_shot", "json", "show", "study"):
+        cli.fail(f"{flag} is of the table: not with {asked[0]}, which draws a checkpoint's images")
+    if asked == ["--export"]:
+        for flag in given(args, "out", "size", "aspect"):
+            cli.fail(f"{flag} is of pictures: not with --export alone")
+    if args.export is not None and (columns[1:] or not args.export.endswith(".pt2")):
+        cli.fail(f"--export {args.export}: one checkpoint, into a file that ends in .pt2")
+    if args.generate:
+        for flag in given(args, "interpolate", "mix", "recover_photo"):
+            cli.fail(f"--generate goes with no {flag}")
+        if not out:
+            cli.fail("--generate needs a folder by --out")
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            cli.fail(f"--out {out} is not an empty folder")
+    elif out and out.exists() and not out.is_dir():
+        cli.fail(f"--out {out} is a file: pictures go to a folder")
+    if args.interpolate and len(args.interpolate) < 2:
+        cli.fail("--interpolate needs two points or more")
+    for column in columns if args.mix else ():
+        if column.checkpoint["model"] != "fastgan":
+            cli.fail(f"--mix is for FastGAN; {column.checkpoint['path']} is of "
+                     f"{column.checkpoint['model']}")
 
 
 def aspect_of(column, asked):
@@ -71,20 +104,10 @@ def aspect_of(column, asked):
     if asked != "photos":
         return asked or 1.0
     known = column.checkpoint.get("aspect")
-    if not isinstance(known, float) or not 0 < known < float("inf"):
+    if not isinstance(known, float) or not 0.1 <= known <= 10:
         cli.fail(f"{column.checkpoint['path']} does not say its photos' shape (older ones don't): "
-                 "--aspect W:H")
+                 "give it by --aspect W:H")
     return known
-
-
-def shaped(images, size, ratio):
-    """uint8 images (n, 3, s, s) with a shorter side of `size` pixels and this width : height."""
-    images = features.resized(images, size)
-    sides = max(size, round(size / ratio)), max(size, round(size * ratio))
-    if sides == (size, size):
-        return images
-    images = F.interpolate(images.float(), sides, mode="bicubic", antialias=True)
-    return images.round().clamp(0, 255).byte()
 
 
 # What is drawn -------------------------------------------------------------------------------
@@ -94,6 +117,9 @@ def draw(args, columns, device):
     """All that the arguments ask for, of each Column of a checkpoint: files in --out or eval/."""
     check(args, columns)
     ratios = [aspect_of(column, args.aspect) for column in columns]
+    points = [*(args.recover_photo or ()), *(args.interpolate or ()), *(args.mix or ())]
+    paths = [point for point in dict.fromkeys(points) if isinstance(point, Path)]
+    read = [photos.decode_all(paths, column.size, args.fit or column.fit) for column in columns]
     if args.export:
         generator = checkpoints.load_generator(columns[0].checkpoint["path"])
         checkpoints.export(generator, args.export)
@@ -101,30 +127,26 @@ def draw(args, columns, device):
                 f" {columns[0].size})")
     if args.generate:
         generate(args, columns, ratios, device)
-    elif wanted(args) != ["--export"]:
-        explore(args, columns, ratios, device)
+    elif points:
+        out = Path(args.out or columns[0].home / "eval")
+        out.mkdir(parents=True, exist_ok=True)
+        for column, ratio, targets in zip(columns, ratios, read, strict=True):
+            generator = checkpoints.load_generator(column.checkpoint["path"], device)
+            explore(args, column, ratio, generator, dict(zip(paths, targets, strict=True)), out)
+        cli.say(f"written to {out}/")
 
 
-def check(args, columns):
-    """Ends the program where the arguments don't go together, before anything is written."""
-    asked = wanted(args)
-    if args.samples:
-        cli.fail(f"{asked[0]} needs checkpoints, not --samples")
-    if args.generate and set(asked) - {"--generate", "--export"}:
-        cli.fail(f"--generate goes with no {' and no '.join(asked[1:])}")
-    out = args.out and Path(args.out)
-    if args.generate and not out:
-        cli.fail("--generate needs a folder by --out")
-    if args.generate and out.exists() and (not out.is_dir() or any(out.iterdir())):
-        cli.fail(f"--out {out} is not an empty folder")
-    if args.interpolate and len(args.interpolate) < 2:
-        cli.fail("--interpolate needs two points or more")
-    if args.export and (columns[1:] or not args.export.endswith(".pt2")):
-        cli.fail(f"--export {args.export}: one checkpoint, into a file that ends in .pt2")
-    for column in columns if args.mix else ():
-        if column.checkpoint["model"] != "fastgan":
-            cli.fail(f"--mix is for FastGAN; {column.checkpoint['path']} is of "
-                     f"{column.checkpoint['model']}")
+def shaped(images, size, ratio):
+    """uint8 images (n, 3, s, s) with a shorter side of `size` pixels and this width : height."""
+    sides = max(size, round(size / ratio)), max(size, round(size * ratio))
+
+    def resized(few):
+        if sides == (size, size):
+            return features.resized(few, size)  # as they are judged
+        few = F.interpolate(few.float(), sides, mode="bicubic", antialias=True)
+        return few.round().clamp(0, 255).byte()
+
+    return torch.cat([resized(few) for few in images.split(WIDE)])
 
 
 def generate(args, columns, ratios, device):
@@ -132,7 +154,7 @@ def generate(args, columns, ratios, device):
     out = Path(args.out)
     for column, ratio in zip(columns, ratios, strict=True):
         generator = checkpoints.load_generator(column.checkpoint["path"], device)
-        batches = sampling.samples(generator, args.seed, torch.arange(args.generate), BATCH)
+        batches = sampling.samples(generator, args.seed, torch.arange(args.generate))
         images = (shaped(batch, args.size or column.size, ratio)
                   for batch in photos.ahead(batches))
         folder = out / files.slug(column.name) if columns[1:] else out
@@ -141,70 +163,77 @@ def generate(args, columns, ratios, device):
     cli.say(f"written to {out}/")
 
 
-def explore(args, columns, ratios, device):
-    """--recover-photo, --interpolate and --mix."""
-    out = Path(args.out or columns[0].home / "eval")
-    points = [*(args.recover_photo or ()), *(args.interpolate or ()), *(args.mix or ())]
-    given = [point for point in dict.fromkeys(points) if isinstance(point, Path)]
-    read = [photos.decode_all(given, column.size, column.fit) for column in columns]
-    out.mkdir(parents=True, exist_ok=True)
-    for column, ratio, targets in zip(columns, ratios, read, strict=True):
-        generator = checkpoints.load_generator(column.checkpoint["path"], device)
-        name, size = files.slug(column.name), args.size or column.size
-        known = {}
-        if given:
-            z = recovered(generator, targets, column, args.seed, out / ".cache")
-            known = dict(zip(given, z, strict=True))
-            images = torch.cat([targets, sampling.generate(generator, z)])
-            photos.save_grid(shaped(images, size, ratio), out / f"photos_{name}.png", len(given))
-        if args.interpolate:
-            z, shown = way(latents(args.interpolate, known, generator, args.seed))
-            images = shaped(sampling.generate(generator, z), size, ratio)
-            ends = "_".join(files.slug(getattr(point, "stem", str(point)))
-                            for point in args.interpolate)
-            animation(images, out / f"interpolate_{ends}_{name}")
-            photos.save_grid(images[shown], out / f"interpolate_{ends}_{name}.png")
-        if args.mix:
-            z = latents(args.mix, known, generator, args.seed)
-            images = shaped(sampling.mixed(generator, z), size, ratio)
-            photos.save_grid(images, out / f"mix_{name}.png", len(z) + 1)
-    cli.say(f"written to {out}/")
+def explore(args, column, ratio, generator, targets, out):
+    """--recover-photo, --interpolate and --mix of a column; targets: {photo: its pixels}."""
+    size, known = args.size or column.size, {}
+
+    def latents(points):
+        return torch.stack([known[point] if isinstance(point, Path) else
+                            sampling.latents(args.seed, [point], generator.z_dim)[0]
+                            for point in points])
+
+    def named(kind, points):
+        """The files of these points without their suffix."""
+        name = "_".join(files.slug(getattr(point, "stem", str(point))) for point in points)
+        if len(name) > 40:  # names of files have an end
+            name = f"{name[:30]}-{files.sha256(name)[:8]}"
+        return f"{out / kind}_{name}_{files.slug(column.name)}"
+
+    if targets:
+        z = recovered(generator, torch.stack([*targets.values()]), column, args.seed, out)
+        known = dict(zip(targets, z, strict=True))
+        pairs = above(torch.stack([*targets.values()]), sampling.generate(generator, z))
+        photos.save_grid(shaped(pairs, size, ratio), f"{named('photos', targets)}.png",
+                         min(WIDE, len(targets)))
+    if args.interpolate:
+        z, shown = way(latents(args.interpolate))
+        images = shaped(sampling.generate(generator, z), size, ratio)
+        path = named("interpolate", args.interpolate)
+        animation(images, path)
+        photos.save_grid(images[shown], f"{path}.png", WIDE)
+    if args.mix:
+        images = shaped(sampling.mixed(generator, latents(args.mix)), size, ratio)
+        photos.save_grid(images, f"{named('mix', args.mix)}.png", len(args.mix) + 1)
 
 
-def latents(points, known, generator, seed):
-    """Latents (n, z_dim) of points; known: {photo: its latent}."""
-    return torch.stack([known[point] if isinstance(point, Path) else
-                        sampling.latents(seed, [point], generator.z_dim)[0] for point in points])
+def above(first, second):
+    """Images (n, 3, h, w) in rows of WIDE at most, the second below the first: (2n, 3, h, w), or
+    more if the last row is filled up."""
+    wide = min(WIDE, len(first))
+    first, second = (F.pad(images, (0, 0, 0, 0, 0, 0, 0, -len(images) % wide)).split(wide)
+                     for images in (first, second))
+    return torch.cat([*itertools.chain(*zip(first, second, strict=True))])
 
 
 def way(z):
     """(latents from each of z (n, z_dim) to the next, which of them to show: eight a section)."""
     sections = [sampling.between(a, b, FRAMES)[:-1] for a, b in itertools.pairwise(z)]
-    eighths = torch.linspace(0, FRAMES - 1, 8).round().long()
+    eighths = torch.linspace(0, FRAMES - 1, WIDE).round().long()
     starts = (FRAMES - 1) * torch.arange(len(sections))
     return torch.cat([*sections, z[-1:]]), (starts[:, None] + eighths).flatten()
 
 
-def recovered(generator, targets, column, seed, cache):
-    """Latents (n, z_dim) of the images nearest to uint8 photos (n, 3, s, s); kept in `cache`."""
-    paths = [features.cache_path(cache, "latent", [
+def recovered(generator, targets, column, seed, out):
+    """Latents (n, z_dim) of the images nearest to uint8 photos (n, 3, s, s); kept in out/.cache."""
+    paths = [features.cache_path(out / ".cache", "latent", [
         features.VERSION, weights.WEIGHTS["efficientnet_lite0"], column.key, seed,
-        files.sha256(photo.numpy())]) for photo in targets]
-    found = {i: z for i, z in enumerate(map(features.read_cache, paths)) if z is not None}
-    missing = [i for i in range(len(targets)) if i not in found]
-    if missing:
+        files.sha256(target.numpy())]) for target in targets]
+    found = [features.read_cache(path) for path in paths]
+    missing = torch.tensor([i for i, z in enumerate(found) if z is None])
+    if len(missing):
         try:
-            distance = perceptual.seen_distance(next(generator.parameters()).device)
+            distance = perceptual.lite_distance(next(generator.parameters()).device)
         except weights.WeightsError as error:
             cli.fail(error)
         with tqdm(total=len(missing), desc=f"recovering photos by {column.name}", unit="img",
                   disable=None, leave=False) as bar:
-            z, _ = recovery.recover(generator, targets[missing], distance, seed=seed,
-                                    update=bar.update)
-        for i, own in zip(missing, z, strict=True):
-            found[i] = own
-            features.write_cache(paths[i], own.clone())
-    return torch.stack([found[i] for i in range(len(targets))])
+            for few in missing.split(4):  # a batch of recover: two starts each
+                z, _ = recovery.recover(generator, targets[few], distance, seed=seed,
+                                        update=bar.update)
+                for i, own in zip(few.tolist(), z, strict=True):
+                    found[i] = own
+                    features.write_cache(paths[i], own.clone())
+    return torch.stack(found)
 
 
 # An animation --------------------------------------------------------------------------------
@@ -213,7 +242,8 @@ def recovered(generator, targets, column, seed, cache):
 def animation(images, path):
     """uint8 images (n, 3, h, w), there and back: <path>.mp4 if there is an ffmpeg that makes it,
     else <path>.gif, which begins again and again."""
-    frames = torch.cat([images, images[1:-1].flip(0)]).permute(0, 2, 3, 1).contiguous().numpy()
+    there = [image.permute(1, 2, 0).contiguous().numpy() for image in images]
+    frames = there + there[-2:0:-1]
     if not mp4(frames, f"{path}.mp4"):
         first, *others = map(Image.fromarray, frames)
         with files.replacing(f"{path}.gif") as file:
@@ -221,18 +251,20 @@ def animation(images, path):
 
 
 def mp4(frames, path):
-    """Whether ffmpeg has made a video of uint8 frames (n, h, w, 3)."""
+    """Whether ffmpeg has made a video of uint8 frames (h, w, 3)."""
     if not shutil.which("ffmpeg"):
         return False
-    height, width = frames.shape[1:3]
+    height, width, _ = frames[0].shape
     even = f"crop={width // 2 * 2}:{height // 2 * 2}"  # colours have half the resolution
+    command = ["ffmpeg", "-loglevel", "error", "-y", "-f", "rawvideo", "-pix_fmt", "rgb24", "-s",
+               f"{width}x{height}", "-r", f"1000/{DURATION}", "-i", "-", "-vf", even, "-pix_fmt",
+               "yuv420p", "-crf", "18", "-movflags", "+faststart", "-f", "mp4"]
     try:
-        with files.replacing(path) as file:
-            subprocess.run(
-                ["ffmpeg", "-loglevel", "error", "-y", "-f", "rawvideo", "-pix_fmt", "rgb24",
-                 "-s", f"{width}x{height}", "-r", f"1000/{DURATION}", "-i", "-", "-vf", even,
-                 "-pix_fmt", "yuv420p", "-crf", "18", "-movflags", "+faststart", "-f", "mp4",
-                 file.name], input=frames.tobytes(), stderr=subprocess.PIPE, check=True)
+        with tempfile.TemporaryFile() as raw, files.replacing(path) as file:
+            for frame in frames:
+                raw.write(frame)
+            raw.seek(0)
+            subprocess.run([*command, file.name], stdin=raw, stderr=subprocess.PIPE, check=True)
     except subprocess.CalledProcessError as error:
         reason = error.stderr.decode(errors="replace").strip().splitlines() or ["no reason given"]
         cli.warn(f"a GIF, since ffmpeg failed: {reason[-1]}")

@@ -152,13 +152,13 @@ def named(row, kind):
     return row._replace(name=name_of(row.name, kind), label=label_of(row.label, kind))
 
 
-def few_shot(kind, n):
-    """The row of `--few-shot n`, which stands below the table."""
+def few_shot(kind, n, size):
+    """The row of `--few-shot n` at this size of images; it stands below the table."""
     return named(Row(
         "fid_few_shot", "FID, few-shot", "few-shot",
-        f"the distance of {n:,} samples from all training photos, as papers on few-shot generators "
-        "report it. Not comparable with the table, whose sets are equal in number; and copying is "
-        "rewarded: the photos themselves have 0",
+        f"the distance of {n:,} samples from all training photos, at {size}×{size}, as papers on "
+        "few-shot generators report it. Not comparable with the table, whose sets are equal in "
+        "number; and copying is rewarded: the photos themselves have 0",
         0, 1, "few-shot", frechet, bounds=(0, np.inf), replicates=0), kind)
 
 

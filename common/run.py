@@ -273,8 +273,9 @@ class Run:
         self.networks, self.optimizers, self.names = networks, optimizers, names
         self.photos, self.fingerprint = data
         self.checkpoint, self.apart, self.fresh = checkpoint, apart, fresh
-        # Photos that were cropped to squares are not to be stretched back.
-        self.aspect = photos.median_aspect(args.data, args.limit) if args.fit == "square" else 1.0
+        self.aspect = 1.0  # of photos that were cropped to squares
+        if args.fit == "square" and devices.rank() == 0:
+            self.aspect = photos.median_aspect(args.data, args.limit)
         self.step = self.iteration = self.logged = 0  # logged: the iteration of the last row
         self.seen = 0  # photos taken by `draw` so far
         self.trained = 0  # steps before those that are counted

@@ -105,7 +105,7 @@ def generate(generator, *z, batch_size=8):
     return torch.cat(images)[:n]
 
 
-def samples(generator, seed, rows, batch_size):
+def samples(generator, seed, rows, batch_size=32):
     """Batches of the samples of these numbers: each depends on the seed and its number alone."""
     return (generate(generator, latents(seed, part.tolist(), generator.z_dim))
             for part in rows.split(batch_size))

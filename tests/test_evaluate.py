@@ -320,15 +320,15 @@ def test_few_shot_protocol_rewards_copying(evaluated, refused, tmp_path):
     lines = list(csv.DictReader((out / "metrics.csv").open()))
     assert [line[row] for line in lines] == ["", str(copied[row]), str(honest[row])]
     words = f"FD-EfficientNet, few-shot: copied {copied[row]:.1f}, honest {honest[row]:.1f}. This "
-    assert words in text and "distance of 40 samples from all training photos" in text
+    assert words in text and "distance of 40 samples from all training photos, at 32×32, as" in text
     assert words in (out / "report.html").read_text() and "| FD-EfficientNet, few" not in text
 
     _, column = json.loads(evaluated("--ckpt", gan, "--data", tmp_path / "data", "--few-shot", 50,
                                      "--json", "-").out)["columns"]
     expected = metrics.frechet_distance(of(images[:3]), of(sample(gan, 50)))
     assert column[row] == pytest.approx(expected, rel=1e-3)
-    assert "honest has 40 images" in refused("evaluate.py", *samples[:1], *samples[2:],
-                                             "--few-shot")
+    assert "honest has 40 images; --few-shot 40 takes them all" in refused(
+        "evaluate.py", *samples[:1], *samples[2:], "--few-shot")
 
 
 def test_a_row_more_is_in_table_csv_and_json(evaluated, bedrooms, run, monkeypatch):
@@ -384,7 +384,7 @@ def test_bad_input(refused, run, bedrooms, tmp_path):
             (["--run", run, "--data", bedrooms], "--features efficientnet"),
             (["--run", run, "--data", bedrooms, "--features", "dinov2", "--study"], "--study"),
             (["--ckpt", gan, "--mix", 0, 1], "gan"),
-            (["--samples", mixed, "--size", 64, "--interpolate", 0, 1], "needs checkpoints"),
+            (["--samples", mixed, "--size", 64, "--mix", 0, 1], "--samples is of the table"),
             (["--samples", mixed, "--size", 64, "--recover", 2], "needs checkpoints"),
             (["--run", run, "--data", bedrooms, "--recover", 7], "train has 6 photos")]:
         line = refused("evaluate.py", *arguments, "--out", tmp_path / "out", cwd=tmp_path,

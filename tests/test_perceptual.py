@@ -107,9 +107,9 @@ def test_a_disk_without_room_for_points_is_named(alex):
     assert error.value.filename == tempfile.gettempdir()
 
 
-def test_the_seen_distance_is_what_its_docstring_says():
+def test_the_lite_distance_is_what_its_docstring_says():
     """By hand, of each image alone; with gradients."""
-    distance, levels = perceptual.seen_distance(), weights.critic_levels()
+    distance, levels = perceptual.lite_distance(), weights.critic_levels()
     a, b = smooth(6, 96).float().div(127.5).sub(1).split(3)
     b[2] = a[2]
     expected = (a - b).square().mean((1, 2, 3)).double()

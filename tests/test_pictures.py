@@ -1,5 +1,7 @@
 """Pictures of generators without a table, made as their user makes them."""
 
+import argparse
+import contextlib
 import shutil
 import subprocess
 import sys
@@ -12,13 +14,14 @@ from drawn import smooth
 from PIL import Image
 from untrained import sample, write_checkpoint
 
+import evaluate
 import nets
-from common import checkpoints, features, photos, pictures
+from common import checkpoints, features, photos, pictures, recovery, sampling
 
 FFMPEG = shutil.which("ffmpeg")
 
 
-def cells(path, rows, columns, width=256, height=256):
+def cells(path, rows, columns, width, height):
     """The images of a grid, (rows · columns, 3, height, width)."""
     grid = torch.from_numpy(np.array(Image.open(path))).permute(2, 0, 1).int()
     cut = grid.view(3, rows, height + 4, columns, width + 4).permute(1, 3, 0, 2, 4)
@@ -54,9 +57,10 @@ def test_generated_images_are_those_of_latents(script, refused, tmp_path):
             (["--out", tmp_path / "70.pth"], "70.pth is not an empty folder"),
             ([], "needs a folder by --out"),
             (["--out", tmp_path / "c", "--mix", 0, 1], "--generate goes with no --mix"),
-            (["--out", tmp_path / "c", "--samples", tmp_path / "b"], "needs checkpoints"),
-            (["--out", tmp_path / "c", "--recover", 2], "not with --generate"),
-            (["--out", tmp_path / "c", "--few-shot"], "not with --generate"),
+            (["--out", tmp_path / "c", "--samples", tmp_path / "b"], "--samples is of the table"),
+            (["--out", tmp_path / "c", "--recover", 2], "--recover is of the table"),
+            (["--out", tmp_path / "c", "--few-shot"], "--few-shot is of the table"),
+            (["--out", tmp_path / "c", "--json", "-"], "--json is of the table"),
             (["--out", tmp_path / "c", "--generate", 0], "0 is not in")]:
         assert words in refused("evaluate.py", *command, *arguments, cwd=tmp_path)
     assert not (tmp_path / "c").exists() and len(list((tmp_path / "b").iterdir())) == 3
@@ -91,6 +95,9 @@ def test_images_have_the_photos_shape(script, refused, tmp_path):
            "--out", "f", cwd=tmp_path)
     assert Image.open(tmp_path / "f" / "interpolate_0_1_gan-1.png").size == (8 * 15, 12)
 
+    script("train_gan.py", "--resume", "runs/all", "--epochs", 2, cwd=tmp_path)
+    resumed = checkpoints.read(tmp_path / "runs/all/ckpt_000002.pth")
+    assert resumed["aspect"] == pytest.approx(4 / 3)
     old = write_checkpoint(tmp_path / "old", 1, 28, model="gan")
     for more, words in [
             (["--ckpt", old, "--aspect", "photos"], "does not say its photos' shape"),
@@ -110,22 +117,23 @@ def test_images_have_the_photos_shape(script, refused, tmp_path):
 
 def test_interpolation_and_mixing(script, tmp_path):
     """Ends are the samples themselves, the way keeps its length; a mix with itself is itself."""
-    out, path = tmp_path / "out", write_checkpoint(tmp_path / "run", 10, seed=1)
+    out, path = tmp_path / "out", write_checkpoint(tmp_path / "run", 10, 128, seed=1)
     script("evaluate.py", "--ckpt", path, "--interpolate", 2, 5, 0, "--mix", 4, 1, "--out", out,
            env={"PATH": ""})  # where no ffmpeg is
     strip_name, animation, grid_name = (
         "interpolate_2_5_0_fastgan-10.png", "interpolate_2_5_0_fastgan-10.gif",
-        "mix_fastgan-10.png")
+        "mix_4_1_fastgan-10.png")
     assert {file.name for file in out.iterdir()} == {strip_name, animation, grid_name}
     samples = sample(path, 6).int()
-    strip, mixed = cells(out / strip_name, 2, 8), cells(out / grid_name, 3, 3)
+    strip, mixed = (cells(out / name, *shape, 128, 128)
+                    for name, shape in ((strip_name, (2, 8)), (grid_name, (3, 3))))
     for cell, i in ((strip[0], 2), (strip[7], 5), (strip[8], 5), (strip[15], 0), (mixed[1], 4),
                     (mixed[2], 1), (mixed[3], 4), (mixed[4], 4), (mixed[6], 1), (mixed[8], 1)):
         assert (cell - samples[i]).abs().max() <= 1
     assert not mixed[0].any()
     assert not torch.equal(mixed[5], mixed[4]) and not torch.equal(mixed[5], mixed[8])
     with Image.open(out / animation) as picture:
-        assert picture.size == (256, 256) and picture.n_frames > 80
+        assert picture.size == (128, 128) and picture.n_frames > 80
 
 
 def test_a_video_where_there_is_ffmpeg(script, tmp_path):
@@ -186,10 +194,11 @@ def test_photos_stand_beside_samples(script, refused, tmp_path):
     done = script("evaluate.py", "--ckpt", path, "--recover-photo", mine, "--interpolate", 3, mine,
                   "--mix", mine, 5, "--aspect", "2:1", "--out", out)
     assert not done.stderr
-    photo, found = cells(out / "photos_fastgan-10.png", 2, 1, 256, 128)
+    picture = out / "photos_my-photo_fastgan-10.png"
+    photo, found = cells(picture, 2, 1, 256, 128)
     assert len(list(out.glob("interpolate_3_my-photo_fastgan-10.*"))) == 2
     strip = cells(out / "interpolate_3_my-photo_fastgan-10.png", 1, 8, 256, 128)
-    mixed = cells(out / "mix_fastgan-10.png", 3, 3, 256, 128)
+    mixed = cells(out / "mix_my-photo_5_fastgan-10.png", 3, 3, 256, 128)
     square = photos.decode_all([mine], 128)  # as all photos of this run
     assert torch.equal(photo, pictures.shaped(square, 128, 2)[0].int())
 
@@ -199,11 +208,11 @@ def test_photos_stand_beside_samples(script, refused, tmp_path):
     for image in (found, strip[7], mixed[1], mixed[3], mixed[4]):
         assert off(image, eight) < 0.3 * off(three.int(), eight)
     assert off(strip[0], three) < 0.01 and off(mixed[2], five) < 0.01
-    before = (out / "photos_fastgan-10.png").read_bytes()
+    before = picture.read_bytes()
     (kept,) = (out / ".cache").glob("latent_*")
     age = kept.stat().st_mtime_ns
     script("evaluate.py", "--ckpt", path, "--recover-photo", mine, "--aspect", "2:1", "--out", out)
-    assert (out / "photos_fastgan-10.png").read_bytes() == before
+    assert picture.read_bytes() == before
     assert kept.stat().st_mtime_ns == age  # its latent was not sought again
 
     for arguments, words in [
@@ -212,11 +221,49 @@ def test_photos_stand_beside_samples(script, refused, tmp_path):
             (["--interpolate", 3, "none.jpg"], "none.jpg is not a file"),
             (["--interpolate", 3], "--interpolate needs two points or more"),
             (["--mix", "-1", 2], "-1 is not a file"),
-            (["--recover-photo", path], "cannot be read"),
-            (["--recover-photo", mine, "--few-shot"], "not with --recover-photo")]:
-        line = refused("evaluate.py", "--ckpt", path, *arguments, "--out", tmp_path / "new")
+            (["--recover-photo", path, "--export", tmp_path / "new.pt2"], "cannot be read"),
+            (["--recover-photo", mine, "--few-shot"], "not with --recover-photo"),
+            (["--mix", 1, "--out", mine], "my photo.png is a file: pictures go to a folder")]:
+        line = refused("evaluate.py", "--ckpt", path, "--out", tmp_path / "new", *arguments)
         assert words in line, line
-    assert not (tmp_path / "new").exists()
+    assert not list(tmp_path.glob("new*"))
+
+
+def test_many_photos_in_rows_and_many_points_in_a_name(tmp_path, monkeypatch):
+    """Each photo above its own image, eight a row; each kept as soon as it is found."""
+    images, known = smooth(10, 32), torch.randn(10, 4)
+    path = write_checkpoint(tmp_path / "run", 1, 32, model="gan", z_dim=4)
+    paths = [save(image, tmp_path / f"{'long ' * 9}{i}.png") for i, image in enumerate(images)]
+    parts = []
+
+    def recover(generator, few, distance, seed, update):
+        parts.append(len(few))
+        if len(parts) == 3:
+            raise KeyboardInterrupt
+        return torch.stack([known[(images == photo).flatten(1).all(1)][0] for photo in few]), None
+
+    monkeypatch.setattr(recovery, "recover", recover)
+    column = evaluate.Column("gan 1", tmp_path, 32, "key", "square", checkpoints.read(path))
+    args = argparse.Namespace(size=None, seed=0, recover_photo=paths, interpolate=None, mix=None)
+    generator = checkpoints.load_generator(path)
+    for _ in range(2):
+        with contextlib.suppress(KeyboardInterrupt):
+            pictures.explore(args, column, 1.0, generator, dict(zip(paths, images, strict=True)),
+                             tmp_path)
+    assert parts == [4, 4, 2, 2]  # the eight of before it was stopped are there
+    (picture,) = tmp_path.glob("photos_*_gan-1.png")
+    assert len(picture.name) < 80
+    shown = cells(picture, 4, 8, 32, 32)
+    assert torch.equal(shown[[*range(8), 16, 17]], images.int())
+    assert torch.equal(shown[[*range(8, 16), 24, 25]], sampling.generate(generator, known).int())
+    assert not shown[18:24].any() and not shown[26:].any()
+
+
+def test_shapes_lose_no_detail():
+    """Stripes along the side that keeps its pixels are as they were."""
+    stripes = (255 * (torch.arange(256) % 4 < 2)).byte().expand(1, 3, 256, 256)
+    shape = pictures.shaped(stripes, 128, 2.0)
+    assert shape.shape == (1, 3, 128, 256) and torch.equal(shape, stripes[:, :, :128])
 
 
 # A file for torch alone ----------------------------------------------------------------------
@@ -254,7 +301,10 @@ for path in sys.argv[1:]:
             expected = expected[0] if isinstance(expected, tuple) else expected
             assert expected.std() > 0.01
             torch.testing.assert_close(images, expected.clamp(-1, 1))
-    for arguments in (["--export", "a.pth"], ["--export", "b.pt2", "--ckpt", *paths[:2]]):
+    assert "--size is of pictures" in refused("evaluate.py", "--ckpt", paths[0], "--size", 8,
+                                              "--export", "a.pt2", cwd=tmp_path)
+    for arguments in (["--export", "a.pth"], ["--export", ""],
+                      ["--export", "b.pt2", "--ckpt", *paths[:2]]):
         assert "one checkpoint, into a file that ends in .pt2" in refused(
             "evaluate.py", "--ckpt", paths[0], *arguments, cwd=tmp_path)
     assert not list(tmp_path.glob("*.pt2"))

@@ -14,6 +14,10 @@ def write_checkpoint(folder, step, size=256, seed=0, model="fastgan", fit="squar
     config = {"image_size": size, "z_dim": 64, **({"features": 4} if model == "fastgan" else {}),
               **config}
     generator = checkpoints.GENERATORS[model](**config)
+    with torch.no_grad():  # noise, as training would add it
+        for parameter in generator.parameters():
+            if parameter.shape == (1,):
+                parameter.fill_(0.2)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "args.json").write_text(json.dumps({"model": model}))
     return checkpoints.save(folder, {
