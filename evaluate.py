@@ -459,7 +459,7 @@ if __name__ == "__main__":
                        "passes each: with N 100 and FastGAN at 1024, a day or two on a CPU")
     group.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
     group.add_argument("--few-shot", type=cli.number(int, 2), nargs="?", const=5000, metavar="N",
-                       help="also the Fréchet distance of N samples (5000) from all training "
+                       help="also the FID of N samples (5000) against all training "
                        "photos, as papers on few-shot generators report it")
     group = parser.add_argument_group("what to write")
     group.add_argument("--out", help="folder (default: eval/ beside what is judged)")

@@ -205,7 +205,7 @@ def test_prepared_plain_and_judged_photos_have_equal_pixels(folder, script, tmp_
     assert rows.keys() == FORMATS.keys()
     column = evaluate.folder_column(folder, 64)
     compared = SimpleNamespace(seed=0, n=len(FORMATS), size=64, fit="square", out=tmp_path)
-    samples, labels = evaluate.sample_set(column, compared, torch.device("cpu"))
+    samples, labels = evaluate.sample_set(column, compared, compared.n, torch.device("cpu"))
     judged = torch.cat(list(samples.batches(torch.arange(samples.n))))
     plain, _ = photos.load_images(folder, "train", 64)
     prepared = photos.decode_all([rows[name] for name in labels], 64)
