@@ -92,14 +92,19 @@ def lite_distance(device="cpu"):
     """A distance for recovery.recover without a download: (n,) of images a, b (n, 3, h, w) in
     [-1, 1], differentiable in a.
 
-    As LPIPS, but by EfficientNet-Lite0's four levels of maps, unweighted, and with a mean squared
-    difference of pixels. Raises WeightsError.
+    As LPIPS, but by EfficientNet-Lite0's four levels of maps of the images at 256×256 or less,
+    unweighted, and with a mean squared difference of pixels. Raises WeightsError.
     """
     levels = critic_levels(device=device)
 
+    def maps(images):
+        if images.shape[-1] > 256:  # it knows objects as small photos show them
+            images = F.interpolate(images, (256, 256), mode="bilinear", antialias=True)
+        return levels(images)
+
     def distance(a, b):
         total = (a - b).square().mean((1, 2, 3))
-        for x, y in zip(levels(a), levels(b), strict=True):
+        for x, y in zip(maps(a), maps(b), strict=True):
             x, y = F.normalize(x, eps=1e-10), F.normalize(y, eps=1e-10)
             total = total + 0.1 * (x - y).square().sum(1).mean((1, 2))
         return total

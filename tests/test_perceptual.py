@@ -8,6 +8,7 @@ import pytest
 import torch
 from damage import small_disk
 from drawn import smooth
+from torch.nn import functional as F
 
 import metrics
 from common import devices, perceptual, weights
@@ -107,14 +108,17 @@ def test_a_disk_without_room_for_points_is_named(alex):
     assert error.value.filename == tempfile.gettempdir()
 
 
-def test_the_lite_distance_is_what_its_docstring_says():
-    """By hand, of each image alone; with gradients."""
+@pytest.mark.parametrize("size", [96, 384])
+def test_the_lite_distance_is_what_its_docstring_says(size):
+    """By hand, of each image alone; with gradients. Large ones are seen at 256×256."""
     distance, levels = perceptual.lite_distance(), weights.critic_levels()
-    a, b = smooth(6, 96).float().div(127.5).sub(1).split(3)
+    a, b = smooth(6, size).float().div(127.5).sub(1).split(3)
     b[2] = a[2]
     expected = (a - b).square().mean((1, 2, 3)).double()
+    few = [F.interpolate(x, (256, 256), mode="bilinear", antialias=True) if size > 256 else x
+           for x in (a, b)]
     with torch.no_grad():
-        for x, y in zip(levels(a), levels(b), strict=True):
+        for x, y in zip(*map(levels, few), strict=True):
             for i in range(3):
                 x_i, y_i = (maps[i].flatten(1).double() for maps in (x, y))
                 cosines = (x_i * y_i).sum(0) / (x_i.norm(dim=0) * y_i.norm(dim=0))
