@@ -132,7 +132,7 @@ def draw(args, columns, device):
         out.mkdir(parents=True, exist_ok=True)
         for column, ratio, targets in zip(columns, ratios, read, strict=True):
             generator = checkpoints.load_generator(column.checkpoint["path"], device)
-            explore(args, column, ratio, generator, dict(zip(paths, targets, strict=True)), out)
+            explore(args, column, ratio, generator, paths, targets, out)
         cli.say(f"written to {out}/")
 
 
@@ -163,8 +163,8 @@ def generate(args, columns, ratios, device):
     cli.say(f"written to {out}/")
 
 
-def explore(args, column, ratio, generator, targets, out):
-    """--recover-photo, --interpolate and --mix of a column; targets: {photo: its pixels}."""
+def explore(args, column, ratio, generator, paths, targets, out):
+    """--recover-photo, --interpolate and --mix of a column; targets: the photos' pixels."""
     size, known = args.size or column.size, {}
 
     def latents(points):
@@ -179,15 +179,16 @@ def explore(args, column, ratio, generator, targets, out):
             name = f"{name[:30]}-{files.sha256(name)[:8]}"
         return f"{out / kind}_{name}_{files.slug(column.name)}"
 
-    if targets:
-        z = recovered(generator, torch.stack([*targets.values()]), column, args.seed, out)
-        known = dict(zip(targets, z, strict=True))
-        pairs = above(torch.stack([*targets.values()]), sampling.generate(generator, z))
-        photos.save_grid(shaped(pairs, size, ratio), f"{named('photos', targets)}.png",
-                         min(WIDE, len(targets)))
+    if paths:
+        z = recovered(generator, targets, column, args.seed, out)
+        known = dict(zip(paths, z, strict=True))
+        pairs = above(targets, sampling.generate(generator, z))
+        photos.save_grid(shaped(pairs, size, ratio), f"{named('photos', paths)}.png",
+                         min(WIDE, len(paths)))
     if args.interpolate:
         z, shown = way(latents(args.interpolate))
-        images = shaped(sampling.generate(generator, z), size, ratio)
+        bar = tqdm(z.split(WIDE), desc=f"the way by {column.name}", disable=None, leave=False)
+        images = torch.cat([shaped(sampling.generate(generator, few), size, ratio) for few in bar])
         path = named("interpolate", args.interpolate)
         animation(images, path)
         photos.save_grid(images[shown], f"{path}.png", WIDE)
