@@ -75,17 +75,17 @@ def quality(own, real, fd):
     else:
         lead = "Far from photos" if told.low > 0.9 else "Can be told from photos"
     if floor.beyond(distance):
-        far = "smaller than other photos'"
+        far = "smaller than validation photos'"
     elif not distance.beyond(floor):
-        far = "the same as other photos' within the intervals"
+        far = "the same as validation photos' within the intervals"
     elif floor.low > 0:
         times = distance.value / floor.value
-        far = f"{times:.{1 if times < 9.95 else 0}f} times other photos'"
+        far = f"{times:.{1 if times < 9.95 else 0}f} times validation photos'"
     else:
-        far = "larger than other photos'"
+        far = "larger than validation photos'"
     text = (f"{lead}: a nearest-neighbour test tells {told.percent} of images and photos apart "
-            f"(50% is guessing; other photos {photos.percent}). {fd}, their distance from photos, "
-            f"is {far}: {distance} and {floor}.")
+            f"(50% is guessing; validation photos {photos.percent}). {fd}, their distance from "
+            f"photos, is {far}: {distance} and {floor}.")
     return " ".join([text, *([sentence("; ".join(wrong))] if wrong else [])])
 
 
@@ -140,7 +140,7 @@ def variety(own, real):
         lead = "More varied than photos"
     else:
         lead = "As varied as photos, within the intervals"
-    covered = (f"they cover {recall.percent} of the photos, other photos {reach.percent}; "
+    covered = (f"they cover {recall.percent} of the photos, validation photos {reach.percent}; "
                if recall and reach else "")
     return (f"{lead}: {covered}they vary as {number} images with nothing in common would, photos "
             f"as {photos}.")

@@ -55,14 +55,14 @@ def test_quality_by_the_nearest_neighbour_test(told, distance, lead):
     assert text.startswith(lead)
     percent, margin = 100 * told[0], 100 * told[1]
     assert (f"tells {percent:.0f}% ±{margin:.0f} of images and photos apart (50% is guessing; "
-            "other photos 50% ±10). FD-EfficientNet, their distance from photos, is ") in text
+            "validation photos 50% ±10). FD-EfficientNet, their distance from photos, is ") in text
 
 
 @pytest.mark.parametrize("distance, words", [
-    ((22, 1), "is the same as other photos' within the intervals: 22.0 ±1.0 and 20.0 ±1.0."),
-    ((22.1, 1), "is 1.1 times other photos': 22.1 ±1.0 and 20.0 ±1.0."),
-    ((300, 5), "is 15 times other"), ((18, 1), "within the intervals: 18"),
-    ((17.9, 1), "is smaller than other photos': 17.9 ±1.0 and 20.0 ±1.0.")])
+    ((22, 1), "is the same as validation photos' within the intervals: 22.0 ±1.0 and 20.0 ±1.0."),
+    ((22.1, 1), "is 1.1 times validation photos': 22.1 ±1.0 and 20.0 ±1.0."),
+    ((300, 5), "is 15 times validation"), ((18, 1), "within the intervals: 18"),
+    ((17.9, 1), "is smaller than validation photos': 17.9 ±1.0 and 20.0 ±1.0.")])
 def test_quality_by_the_distance(distance, words):
     assert words in said(fid_validation=distance)["quality"]
 
@@ -71,7 +71,7 @@ def test_no_multiple_of_a_distance_that_is_nothing():
     """Where both halves of the photos are one."""
     real = result("REAL", {**PHOTOS, "fid_validation": (0, 1)}, "real")
     words = verdict.verdict([real, result("a", SAMPLES)], SETTINGS)["columns"]["a"]["quality"]
-    assert "is larger than other photos': 20.0 ±1.0 and 0.0 ±1.0." in words
+    assert "is larger than validation photos': 20.0 ±1.0 and 0.0 ±1.0." in words
 
 
 @pytest.mark.parametrize("numbers, words", [
@@ -107,8 +107,8 @@ def test_quality_by_the_spectrum(numbers, words):
     ((1.05, 0.1), "Collapsed, hardly any variety"),
     ((1.9, 0.1), "Little variety, less than half of photos'"),  # 2 is no collapse
     ((3.3, 0.1), "Little variety"), ((3.5, 0.1), "Less varied than photos"),
-    ((6.0, 0.9), "Less varied than photos: they cover 70% ±10 of the photos, other photos 70% ±10; "
-     "they vary as 6.0 ±0.9 images with nothing in common would, photos as 8.0 ±1.0."),
+    ((6.0, 0.9), "Less varied than photos: they cover 70% ±10 of the photos, validation photos "
+     "70% ±10; they vary as 6.0 ±0.9 images with nothing in common would, photos as 8.0 ±1.0."),
     ((6.0, 1), "As varied as photos, within the intervals: "),
     ((10, 1), "As varied as photos, within the intervals"), ((10.1, 1), "More varied than photos")])
 def test_variety_by_effective_images(images, lead):
@@ -125,7 +125,7 @@ def test_photos_of_little_variety_make_no_collapse():
 
 @pytest.mark.parametrize("recall, images, lead", [
     ((0.5, 0.1), (8, 1), "As varied as photos, within the intervals: they cover 50% ±10 of the"),
-    ((0.49, 0.1), (8, 1), "Less varied than photos: they cover 49% ±10 of the photos, other photo"),
+    ((0.49, 0.1), (8, 1), "Less varied than photos: they cover 49% ±10 of the photos, validat"),
     ((0.49, 0.1), (12, 1), "Less varied than photos"),
     ((0.2, 0.1), (8, 1), "Less varied than photos"),  # half of photos' least is within
     ((0.19, 0.1), (8, 1), "Varied, but most photos are not covered: they cover 19% ±10 of the"),
@@ -370,13 +370,13 @@ def test_the_words_for_steps_of_a_run(real_words):
         "fastgan 1400": "Can be told from photos"}
     assert words["columns"]["fastgan 1400"] == {
         "quality": "Can be told from photos: a nearest-neighbour test tells 89% ±3 of images "
-        "and photos apart (50% is guessing; other photos 50% ±6). FD-EfficientNet, their "
-        "distance from photos, is 1.6 times other photos': 28.6 ±1.7 and 17.9 ±1.1. Fine "
+        "and photos apart (50% is guessing; validation photos 50% ±6). FD-EfficientNet, their "
+        "distance from photos, is 1.6 times validation photos': 28.6 ±1.7 and 17.9 ±1.1. Fine "
         "detail is too weak, 35% ±4 of its power in photos; a regular grid of 8 pixels shows, "
         "with 2.1 ±0.1 times the power around it.",
-        "variety": "Little of the photos' variety: they cover 4% ±5 of the photos, other "
-        "photos 74% ±7; they vary as 6.1 ±0.3 images with nothing in common would, photos as "
-        "8.2 ±0.3.",
+        "variety": "Little of the photos' variety: they cover 4% ±5 of the photos, "
+        "validation photos 74% ±7; they vary as 6.1 ±0.3 images with nothing in common would, "
+        "photos as 8.2 ±0.3.",
         "copying": "No sign beyond chance: 8 of 267 images lie suspiciously near to a training "
         "photo (3.6 by chance): sample 136, sample 28, sample 213, sample 84, sample 100, …; "
         "56% ±6 of pieces are more like training than like validation photos (50% by chance); "
