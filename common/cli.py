@@ -35,9 +35,9 @@ def _heard(stream):
 
 
 def say(message, file=None):
-    """Prints a line at once, for as long as somebody hears it."""
+    """Prints a line at once, above a progress bar, for as long as somebody hears it."""
     file = file or sys.stdout
-    with _heard(file):
+    with _heard(file), tqdm.external_write_mode(file):
         print(message, file=file, flush=True)
 
 
@@ -48,10 +48,8 @@ def fail(message):
 
 
 def warn(message):
-    """Prints one line to stderr, above a progress bar if there is one."""
-    with _heard(sys.stderr):
-        line = " ".join(str(message).split())
-        tqdm.write(f"{_speaker()}: warning: {line}", file=sys.stderr)
+    """Prints one line to stderr."""
+    say(f"{_speaker()}: warning: {' '.join(str(message).split())}", sys.stderr)
 
 
 @functools.cache
