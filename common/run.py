@@ -251,8 +251,8 @@ def plot_losses(folder, apart=()):
     with open(folder / "log.csv", newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     resumed = [record["step"] for record in read_record(folder).get("resumed", ())]
-    figures.loss_curves(rows, resumed, folder.name, folder / "losses.png", (SKIPPED,),
-                        apart)
+    if rows:
+        figures.loss_curves(rows, resumed, folder.name, folder / "losses.png", (SKIPPED,), apart)
 
 
 # The run -------------------------------------------------------------------------------------
@@ -342,7 +342,7 @@ class Run:
         if devices.rank() == 0:
             self.folder = open_folder(self.args, self.model, self.checkpoint)
         say(f"{self.model} on {self.photos} photos at {self.args.size}×{self.args.size}, "
-            f"{self.device}; run folder {self.folder}")
+            f"{self.device}, {self.args.precision}; run folder {self.folder}")
         self.total, self.caught = total, cli.catch_signals()
         self.bar = tqdm(range(first, total + 1), initial=first - 1, total=total, unit="step",
                         disable=True if devices.rank() > 0 else None)
@@ -395,7 +395,7 @@ class Run:
         stop = torch.tensor(self.caught[0] if self.caught else 0)
         devices.together(distributed.all_reduce, stop, distributed.ReduceOp.MAX)
         if stop and not self.stop and devices.rank() == 0:
-            cli.say("stopping: a checkpoint is being saved; a second signal would end this without",
+            cli.say("stopping: a checkpoint is being saved; a second signal exits without saving",
                     sys.stderr)
         self.stop = int(stop)
         return bool(self.stop)
@@ -467,7 +467,8 @@ class Run:
                 gc.collect()  # a figure is a knot of cycles, a megabyte that may lie there long
 
     def save(self, sampler):
-        """ckpt_<step>.pth; sampler: the generator to sample from, in evaluation mode."""
+        """ckpt_<step>.pth, and at a stop losses.png anew; sampler: the generator to sample from, in
+        evaluation mode."""
         # What each process has of its own; all else is the same in all of them.
         own, *others = devices.gathered({"random": devices.random_state(self.device),
                                          "losses": self.unlogged().cpu()})
@@ -489,3 +490,5 @@ class Run:
             "logged": self.logged, "seen": self.seen, "taken": self.taken, "trained": self.trained,
             **own, "others": others,
         }, self.args.keep)
+        if self.stop:
+            plot_losses(self.folder, self.apart)

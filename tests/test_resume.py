@@ -118,7 +118,10 @@ def stopped(case, process):
     """(step, updates of its epoch) of the checkpoint with which it ended after a signal."""
     assert process.wait() in (128 + signal.SIGTERM, 128 + signal.SIGINT), process.stderr
     assert "stopped by a signal; --resume" in process.stderr.splitlines()[-1]
-    saved = checkpoints.read(checkpoints.find_all(case.folder / "runs" / "within")[-1])
+    run = case.folder / "runs" / "within"
+    if (run / "log.csv").exists() and len((run / "log.csv").read_text().splitlines()) > 1:
+        assert (run / "losses.png").stat().st_mtime >= (run / "log.csv").stat().st_mtime
+    saved = checkpoints.read(checkpoints.find_all(run)[-1])
     return saved["step"], saved["taken"]
 
 
