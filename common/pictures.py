@@ -132,8 +132,8 @@ def draw(args, columns, device):
         out.mkdir(parents=True, exist_ok=True)
         for column, ratio, targets in zip(columns, ratios, read, strict=True):
             generator = checkpoints.load_generator(column.checkpoint["path"], device)
-            explore(args, column, ratio, generator, paths, targets, out)
-        cli.say(f"written to {out}/")
+            for path in explore(args, column, ratio, generator, paths, targets, out):
+                cli.say(path)
 
 
 def shaped(images, size, ratio):
@@ -164,7 +164,8 @@ def generate(args, columns, ratios, device):
 
 
 def explore(args, column, ratio, generator, paths, targets, out):
-    """--recover-photo, --interpolate and --mix of a column; targets: the photos' pixels."""
+    """--recover-photo, --interpolate and --mix of a column, one file after the other; targets: the
+    photos' pixels."""
     size, known = args.size or column.size, {}
 
     def latents(points):
@@ -183,18 +184,22 @@ def explore(args, column, ratio, generator, paths, targets, out):
         z = recovered(generator, targets, column, args.seed, out)
         known = dict(zip(paths, z, strict=True))
         pairs = above(targets, sampling.generate(generator, z))
-        photos.save_grid(shaped(pairs, size, ratio), f"{named('photos', paths)}.png",
-                         min(WIDE, len(paths)))
+        path = f"{named('photos', paths)}.png"
+        photos.save_grid(shaped(pairs, size, ratio), path, min(WIDE, len(paths)))
+        yield path
     if args.interpolate:
         z, shown = way(latents(args.interpolate))
         bar = tqdm(z.split(WIDE), desc=f"the way by {column.name}", disable=None, leave=False)
         images = torch.cat([shaped(sampling.generate(generator, few), size, ratio) for few in bar])
         path = named("interpolate", args.interpolate)
-        animation(images, path)
+        yield animation(images, path)
         photos.save_grid(images[shown], f"{path}.png", WIDE)
+        yield f"{path}.png"
     if args.mix:
         images = shaped(sampling.mixed(generator, latents(args.mix)), size, ratio)
-        photos.save_grid(images, f"{named('mix', args.mix)}.png", len(args.mix) + 1)
+        path = f"{named('mix', args.mix)}.png"
+        photos.save_grid(images, path, len(args.mix) + 1)
+        yield path
 
 
 def above(first, second):
@@ -241,14 +246,16 @@ def recovered(generator, targets, column, seed, out):
 
 
 def animation(images, path):
-    """uint8 images (n, 3, h, w), there and back: <path>.mp4 if there is an ffmpeg that makes it,
-    else <path>.gif, which begins again and again."""
+    """Writes uint8 images (n, 3, h, w), there and back: <path>.mp4 if there is an ffmpeg that makes
+    it, else <path>.gif, which begins again and again. Returns its name."""
     there = [image.permute(1, 2, 0).contiguous().numpy() for image in images]
     frames = there + there[-2:0:-1]
-    if not mp4(frames, f"{path}.mp4"):
-        first, *others = map(Image.fromarray, frames)
-        with files.replacing(f"{path}.gif") as file:
-            first.save(file, "GIF", save_all=True, append_images=others, duration=DURATION, loop=0)
+    if mp4(frames, f"{path}.mp4"):
+        return f"{path}.mp4"
+    first, *others = map(Image.fromarray, frames)
+    with files.replacing(f"{path}.gif") as file:
+        first.save(file, "GIF", save_all=True, append_images=others, duration=DURATION, loop=0)
+    return f"{path}.gif"
 
 
 def mp4(frames, path):

@@ -248,10 +248,10 @@ def test_many_photos_in_rows_and_many_points_in_a_name(tmp_path, monkeypatch):
     generator = checkpoints.load_generator(path)
     for _ in range(2):
         with contextlib.suppress(KeyboardInterrupt):
-            pictures.explore(args, column, 1.0, generator, paths, images, tmp_path)
+            written = [*pictures.explore(args, column, 1.0, generator, paths, images, tmp_path)]
     assert parts == [4, 4, 2, 2]  # the eight of before it was stopped are there
     (picture,) = tmp_path.glob("photos_*_gan-1.png")
-    assert len(picture.name) < 80
+    assert len(picture.name) < 80 and written == [str(picture)]
     shown = cells(picture, 4, 8, 32, 32)
     assert torch.equal(shown[[*range(8), 16, 17]], images.int())
     assert torch.equal(shown[[*range(8, 16), 24, 25]], sampling.generate(generator, known).int())
