@@ -58,7 +58,8 @@ def reconstruction_loss(kind, numerics):
     try:
         return perceptual_loss(numerics)
     except WeightsError as error:
-        cli.fail(f"{error}, or choose --discriminator projected, or --reconstruction l1")
+        cli.fail(f"{error}, or choose --small, --discriminator projected, or "
+                 "--reconstruction l1")
 
 
 def hinge_real(logits):

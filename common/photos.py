@@ -26,8 +26,8 @@ def split_folder(data, split):
     """data/<split>/ ("train" or "val"), or `data` itself for a plain folder of photos."""
     data = Path(data)
     if not data.is_dir():
-        cli.fail(f"{data} is not a folder; prepare_data.py makes one (--archive of a zip or tar "
-                 "file, --demo 256 of nothing)")
+        cli.fail(f"{data} is not a folder; prepare_data.py makes one (--images of a folder of "
+                 "photos, --archive of a zip or tar file, --demo 256 of nothing)")
     if (data / split).is_dir():
         return data / split
     if split != "train" or (data / "manifest.csv").exists() or (data / "val").is_dir():
