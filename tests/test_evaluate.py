@@ -355,10 +355,15 @@ def test_a_row_more_is_in_table_csv_and_json(evaluated, bedrooms, run, monkeypat
 def test_names_of_checkpoints_and_columns(run):
     assert list(checkpoints.named(run, ["all"])) == checkpoints.find_all(run)
     columns = [evaluate.Column(name, run / folder, 64, "", None, checkpoint)
-               for name, folder, checkpoint in [("fastgan 5", "", {"step": 5})] * 2 + [
-                   ("s", "a", None), ("s", "b", None), ("REAL", "c", None)]]
+               for name, folder, checkpoint in [("fastgan 5", "", {"model": "fastgan"})] * 2 + [
+                   ("s", "a", None), ("s", "b", None), ("REAL", "c", None),
+                   ("gan 1", "d", {"model": "gan"}), ("gan 2", "d", {"model": "gan"})]]
     names = [column.name for column in evaluate.unique_names(columns)]
-    assert names == [f"{run.name} fastgan 5", f"{run.name} fastgan 5 (2)", "s", "s (2)", "REAL (2)"]
+    assert names == [f"{run.name} fastgan 5", f"{run.name} fastgan 5 (2)", "s", "s (2)", "REAL (2)",
+                     "gan 1", "gan 2"]
+    columns = [columns[0], columns[0]._replace(name="fastgan 9", home=run / "e")]
+    names = [column.name for column in evaluate.unique_names(columns)]
+    assert names == [f"{run.name} fastgan 5", "e fastgan 9"]
 
 
 def test_published_checkpoints_are_sampled_by_statistics_of_their_own(tmp_path):
