@@ -47,10 +47,19 @@ SMALL = {
 }
 
 
+def headings(text):
+    """What a link may have after its #, as GitHub makes it of a heading."""
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+            for heading in re.findall(r"^#+ (.+)", text, re.M)}
+
+
 def test_its_links_and_its_scripts_are_there():
     for path, text in PAGES.items():
-        for link in re.findall(r"\]\((?!http)([^)#]+)\)", text):
-            assert (path.parent / link).is_file(), link
+        for link in re.findall(r"\]\((?!http)([^)]+)\)", text):
+            name, _, heading = link.partition("#")
+            target = (path.parent / name).resolve() if name else path
+            assert target.is_file(), link
+            assert not heading or heading in headings(PAGES[target]), link
     named = {command.split()[0] for command in COMMANDS}
     scripts = {path.name for path in ROOT.glob("*.py")} - {"nets.py", "metrics.py"}
     assert named >= scripts | {"tests/bench_train.py", "tests/bench_metrics.py"}
@@ -138,7 +147,7 @@ def test_a_block_runs(clone, launch, block):
 
 def test_from_python(bedrooms, tmp_path, monkeypatch, capsys):
     """The two blocks of README: eight samples of a checkpoint, and a number for two folders."""
-    path = write_checkpoint(tmp_path / "runs" / "mine", 10_000, 128)
+    path = write_checkpoint(tmp_path / "runs" / "mine", 2_000, 128)
     shutil.copytree(bedrooms, tmp_path / "data" / "mine")
     shutil.copytree(bedrooms / "train", tmp_path / "samples")
     monkeypatch.chdir(tmp_path)
