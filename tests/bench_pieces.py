@@ -1,11 +1,12 @@
 """Are a generator's samples made of pieces of training photos? From which share on would it show?
 
-    python evaluate.py --generate 267 --seed 1 --out samples
-    python tests/bench_pieces.py --samples samples --data data/bedroom    # minutes on a core
+    python evaluate.py --ckpt CKPT --generate 267 --seed 1 --out samples
+    python tests/bench_pieces.py --samples samples --data data/bedroom    # a minute on a core
 
-The table's row "pieces nearer to training" of the samples as they are, and after some of them gave
-way to collages of training photos (4 × 4 parts, each in its place), to such collages blurred
-(shrunk to 5/8 and enlarged: no sharper than early samples), or had one of 16 parts replaced.
+The table's row "pieces nearer to training" of the samples as they are answers the first (0.5 is
+chance). The second: of the same samples after some of them gave way to collages of training photos
+(4 × 4 parts, each in its place), to such collages blurred (shrunk to 5/8 and enlarged), to collages
+of validation photos, as a control, or had one of 16 parts replaced by a training photo's.
 """
 
 import argparse
@@ -49,9 +50,11 @@ def main(args):
         torch.as_tensor(images)[rng.permutation(len(images))[:n]]
         for images in (samples, train, validation))
     counts = {share: round(share * n / 100) for share in SHARES}
-    made = collages(train, counts[SHARES[-1]], BLOCKS, rng)
+    made, control = (collages(images, counts[SHARES[-1]], BLOCKS, rng)
+                     for images in (train, validation))
     kinds = {"collages": made,
              "blurred": features.resized(features.resized(made, args.size * 5 // 8), args.size),
+             "of validation photos": control,
              "one part of 16": one_part(samples, train[rng.integers(n, size=n)], rng)}
     network = weights.efficientnet_lite2_network()
     pool = torch.cat([samples, *kinds.values()])
