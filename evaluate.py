@@ -114,15 +114,15 @@ def folder_column(folder, size):
 
 
 def unique_names(columns):
-    """The columns, those of one name, or of a model with several runs, told apart by their folders,
-    and then by numbers."""
-    names, unique = Counter(files.slug(column.name) for column in columns), []
-    runs = Counter(model for model, _ in {(column.checkpoint["model"], column.home.resolve())
-                                          for column in columns if column.checkpoint})
+    """The columns, those of a model with several runs named for their folders, too, and then those
+    of one name numbered."""
+    homes = {(column.checkpoint["model"], column.home.resolve())
+             for column in columns if column.checkpoint}
+    runs, unique = Counter(model for model, _ in homes), []
     seen = Counter(map(files.slug, ["REAL", "training photos", "Which is best?", "No verdict"]))
     for column in columns:
         name = column.name
-        if column.checkpoint and max(names[files.slug(name)], runs[column.checkpoint["model"]]) > 1:
+        if column.checkpoint and runs[column.checkpoint["model"]] > 1:
             name = f"{column.home.resolve().name} {name}"
         seen[files.slug(name)] += 1
         number = f" ({seen[files.slug(name)]})" if seen[files.slug(name)] > 1 else ""

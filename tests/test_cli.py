@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 import runpy
 import signal
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT
+from tqdm import tqdm
 
 from common import cli
 
@@ -93,6 +95,12 @@ def test_nohup_stays_nohup():
         assert set(cli.stop_signals()) == {signal.SIGINT, signal.SIGTERM}
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+def test_what_is_said_stands_above_a_progress_bar(capsys):
+    with tqdm(total=2, file=sys.stderr):
+        cli.say("a line", sys.stderr)
+    assert "a line" in re.split("[\r\n]", capsys.readouterr().err)
 
 
 def test_a_warning_that_many_places_have_is_printed_once(capfd):
