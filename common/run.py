@@ -251,8 +251,7 @@ def plot_losses(folder, apart=()):
     with open(folder / "log.csv", newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     resumed = [record["step"] for record in read_record(folder).get("resumed", ())]
-    if rows:
-        figures.loss_curves(rows, resumed, folder.name, folder / "losses.png", (SKIPPED,), apart)
+    figures.loss_curves(rows, resumed, folder.name, folder / "losses.png", (SKIPPED,), apart)
 
 
 # The run -------------------------------------------------------------------------------------

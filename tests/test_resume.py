@@ -119,7 +119,7 @@ def stopped(case, process):
     assert process.wait() in (128 + signal.SIGTERM, 128 + signal.SIGINT), process.stderr
     assert "stopped by a signal; --resume" in process.stderr.splitlines()[-1]
     run = case.folder / "runs" / "within"
-    if (run / "log.csv").exists() and len((run / "log.csv").read_text().splitlines()) > 1:
+    if (run / "log.csv").exists():
         assert (run / "losses.png").stat().st_mtime >= (run / "log.csv").stat().st_mtime
     saved = checkpoints.read(checkpoints.find_all(run)[-1])
     return saved["step"], saved["taken"]
