@@ -52,7 +52,7 @@ def photos(model, n, size=None):
     return torch.rand(n, 3, size, size) * 2 - 1
 
 
-def training(model, networks, optimizers, numerics, policy=(), distance=None):
+def training(model, networks, optimizers, numerics, policy=(), distance=None, variety=0):
     """(its step, a function of photos; FastGAN's averaged parameters, which that changes)."""
     averaged = networks["generator"].parameters() if "fastgan" in SCRIPTS[model] else ()
     average = [p.detach().clone() for p in averaged]
@@ -64,7 +64,7 @@ def training(model, networks, optimizers, numerics, policy=(), distance=None):
                                                  numerics, real, 0.01),
         "fastgan": lambda real: train_fastgan.published_step(*common, real, policy, distance),
         "projected": lambda real: train_fastgan.projected_step(
-            *common, real, policy, critic_levels(device=numerics.device)),
+            *common, real, policy, critic_levels(device=numerics.device), variety),
     }[model]
 
     def averaging(real):
