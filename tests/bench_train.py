@@ -113,7 +113,12 @@ def with_graph(device, rows):
     """The rows and, on a GPU, the last one once more, as a CUDA graph."""
     if device.type == "cuda":
         _, precision, step = rows[-1]
-        graph = devices.cuda_graph(lambda nothing: step() or nothing)
+
+        def run(nothing):
+            step()
+            return nothing
+
+        graph = devices.cuda_graph(run)
         rows = [*rows, (GRAPH, precision, lambda: graph(torch.zeros((), device=device)))]
     return rows
 
@@ -200,28 +205,26 @@ def projected_steps(args, device):
 
 
 def other_steps(args, device):
-    """The plain tutorial's step, ours in float32, and ours."""
-    networks = networks_of(args, device)
+    """The plain tutorial's step, ours in float32, and ours: each with networks of its own, and a
+    function of photos, of random ones without."""
     photos = tiny.photos(args.model, args.batch_size, args.size).to(device)
-    plain_adams, fused = adams_of(networks, None), adams_of(networks, True)
+    networks = networks_of(args, device)
+    adams = adams_of(networks, None)
 
-    def plain(real):
+    def plain(real=photos):
         if args.model == "vae":
-            return published.plain_vae_step(*networks.values(), *plain_adams.values(), real, 1)
-        return published.plain_gan_step(*networks.values(), *plain_adams.values(), real)
+            return published.plain_vae_step(*networks.values(), *adams.values(), real, 1)
+        return published.plain_gan_step(*networks.values(), *adams.values(), real)
 
-    def laid_out(layout, step, real=photos):
-        for network in networks.values():
-            network.to(memory_format=layout)
-        step(real)
-
-    rows = [("plain way", "fp32", partial(laid_out, torch.contiguous_format, plain))]
+    rows = [("plain way", "fp32", plain)]
     for name, precision in (("float32", "fp32"), (None, args.precision)):
         numerics = devices.Numerics(device, precision)
-        step, _ = tiny.training(args.model, networks, fused, numerics)
+        own = {key: network.to(memory_format=numerics.layout)
+               for key, network in networks_of(args, device).items()}
+        step, _ = tiny.training(args.model, own, adams_of(own, True), numerics)
         rows.append((f"ours, {name or numerics.precision}", numerics.precision,
-                     partial(laid_out, numerics.layout, step)))
-    return rows
+                     lambda real=photos, step=step: step(real)))
+    return with_graph(device, rows)
 
 
 def step_table(args, device):
@@ -252,7 +255,7 @@ def step_table(args, device):
         print(f"| {name} | {1 / t:.3g} | {args.batch_size / t:.3g} | {first / t:.2f} | "
               f"{count[name] / t / 1e12:.3g} | {count[name] / t / flops[precision]:.0%} | "
               f"{peaks[name]:.1f} |", flush=True)
-    if kind == "projected":
+    if kind in ("projected", "extended"):
         part_table(args, device)
 
 
@@ -328,6 +331,8 @@ def epoch_table(args, device):
     cached = time.perf_counter() - start
     loader = tutorial_loader(args, files, fit)
     (_, _, plain), _, (name, _, ours), *_ = other_steps(args, device)
+    if device.type == "cuda":
+        name, ours = f"{name}, as a CUDA graph", devices.cuda_graph(ours)
 
     def alone():
         for batch, _ in loader:
