@@ -433,7 +433,7 @@ def main(args):
         cli.say(f"skipped: {number} {reason}")
     if grouped := [row["group"] for row in rows if row["group"]]:
         cli.say(f"{len(grouped)} of the photos show {len(set(grouped))} pictures (re-encoded, "
-                "rescaled, cropped or mirrored): each stays on one side")
+                "rescaled, cropped or mirrored): each stays on one side (group in manifest.csv)")
 
 
 if __name__ == "__main__":

@@ -29,11 +29,12 @@ from common.weights import WeightsError, critic_levels
 from nets import FastGANDiscriminator, FastGANGenerator, ProjectedDiscriminator, quadrant
 
 # By discriminator: Adam's betas and DiffAugment, of the first two as published; the energy
-# distance's weight; the log's columns.
+# distance's weight; the decoders' loss; the log's columns.
 BETAS = {"published": (0.5, 0.999), "projected": (0.0, 0.99), "extended": (0.0, 0.99)}
 AUGMENT = {"published": ["color", "translation"], "projected": ["color", "translation", "cutout"],
            "extended": ["translation", "cutout"]}  # colours are left alone, so that it learns them
 VARIETY = {"published": 0.0, "projected": 0.0, "extended": 3.0}
+RECONSTRUCTION = {"published": "lpips", "projected": None, "extended": None}
 LOSSES = {"published": ["d_hinge", "d_reconstruction", "g_loss"],
           "projected": ["d_hinge", "g_loss"], "extended": ["d_hinge", "g_loss"]}
 LOGITS = ["d_train", "d_validation", "d_fake"]
@@ -260,6 +261,18 @@ def fresh(args, checkpoint):
     return ["discriminator"]
 
 
+def by_discriminator(args, checkpoint):
+    """Sets the arguments that have a default for each discriminator."""
+    # Older versions kept one in every checkpoint, whether it was used or not.
+    kept = checkpoint and checkpoint["args"].get("reconstruction")
+    if args.discriminator != "published" and args.reconstruction not in (None, kept):
+        cli.fail("--reconstruction is for --discriminator published: others have no decoders")
+    for name, defaults in (("augment", AUGMENT), ("variety", VARIETY),
+                           ("reconstruction", RECONSTRUCTION)):
+        if getattr(args, name) is None:
+            setattr(args, name, defaults[args.discriminator])
+
+
 def averaged_parameters(generator, checkpoint):
     """Those of the checkpoint, or at first the generator's own."""
     average = copy.deepcopy(generator)
@@ -274,9 +287,7 @@ def main(args, initial):
     checkpoint = initial if args.resume else None
     numerics = start(args, initial, DEMO, **config)
     new, device = fresh(args, initial), numerics.device
-    for name, defaults in (("augment", AUGMENT), ("variety", VARIETY)):
-        if getattr(args, name) is None:
-            setattr(args, name, defaults[args.discriminator])
+    by_discriminator(args, checkpoint)
     build = published if args.discriminator == "published" else projected
     try:
         generator = FastGANGenerator(**config).to(device)
@@ -349,8 +360,9 @@ if __name__ == "__main__":
                        help="with projected or extended: weight of the batch's energy distance in "
                             "the generator's loss, of neither paper (default: 3 with extended, "
                             "else 0)")
-    group.add_argument("--reconstruction", choices=["lpips", "l1"], default="lpips",
-                       help="the published decoders' loss; l1 needs no pretrained weights")
+    group.add_argument("--reconstruction", choices=["lpips", "l1"],
+                       help="loss of the published discriminator's decoders; l1 needs no "
+                            "pretrained weights (default: lpips)")
     group.add_argument("--augment", type=cli.augmentation, metavar="LIST",
                        help="DiffAugment: color, translation, cutout, or none (default: by "
                             "discriminator)")

@@ -55,9 +55,10 @@ def parse_arguments(parser, model, presets):
             cli.fail(f"{path} is a {checkpoint['model']} checkpoint, not {model}")
         kept = {"size", "z_dim", "features"}
         if args.resume:
-            kept = set(vars(args)) - {"resume", "init", "device", "out", "name", *presets}
+            kept = set(vars(args)) - {"resume", "init", "device", "out", "name"}
         saved = [as_typed(name.replace("_", "-"), value) for name, value
-                 in checkpoint["args"].items() if name in kept and value is not None]
+                 in checkpoint["args"].items() if name in kept and value is not None
+                 and (value or name not in presets)]
         parser.source = f"{path}: "  # as if they were typed first: checked like it
         parser.parse_args(saved)
         parser.source = ""

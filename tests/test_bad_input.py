@@ -123,6 +123,7 @@ ONE_SCRIPT = [  # what one model alone asks for
     ("fastgan", ["--init", "other.pth", "--features", 4], "keep their features: 2 in other.pth"),
     ("fastgan", ["--size", 128], "the published discriminator is for images of 256, 512 or"),
     ("fastgan", ["--variety", "3"], "--variety is not for --discriminator published"),
+    ("projected", ["--reconstruction", "l1"], "--reconstruction is for --discriminator published"),
     ("projected", ["--variety", "-1"], "--variety: -1 is not in [0, "),
     ("projected", ["--batch-size", 1, "--variety", 3], "--batch-size 2 or more, or --variety 0"),
     ("fastgan", ["--init", "published.pth", "--resume", "latest"], "--init begins a new run"),
