@@ -104,12 +104,14 @@ def system_errors(smaller=""):
     except OSError as error:
         fail(f"{error.filename}: {error.strerror}" if error.filename else error)
     except (MemoryError, RuntimeError) as error:
-        # torch has a type of its own for a GPU's memory alone.
-        words = ("llocate", "overflowed", "bad_alloc")
-        if not (isinstance(error, MemoryError) or any(word in str(error) for word in words)):
-            raise
-        reason = f" ({error})" if str(error) else ""
-        fail(f"out of memory{reason}" + (f": a smaller {smaller} helps" if smaller else ""))
+        # torch has a type of its own for one of a GPU's several ways to run out of memory. If it
+        # does while a CUDA graph is recorded, the end of the recording fails, too.
+        words = "llocate", "overflowed", "bad_alloc", "out of memory", "ALLOC_FAILED"
+        for cause in (error, error.__context__):
+            if isinstance(cause, MemoryError) or any(word in str(cause) for word in words):
+                reason = f" ({str(cause).splitlines()[0]})" if str(cause) else ""
+                fail(f"out of memory{reason}" + (f": a smaller {smaller} helps" if smaller else ""))
+        raise
     except KeyboardInterrupt as stop:
         say(f"{_speaker()}: interrupted", sys.stderr)
         sys.exit(128 + (stop.args or [signal.SIGINT])[0])

@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import train_fastgan
-from common import devices, perceptual, weights
+from common import cli, devices, perceptual, weights
 
 
 def test_memory_that_runs_out_is_one_line(script, bedrooms, tmp_path):
@@ -23,6 +23,28 @@ def test_memory_that_runs_out_is_one_line(script, bedrooms, tmp_path):
     assert done.stderr.count("\n") == 1, done.stderr
     assert "out of memory (" in done.stderr
     assert "a smaller --batch-size, --size or --features helps" in done.stderr
+
+
+@pytest.mark.parametrize("message", [
+    "CUDA out of memory. Tried to allocate 64.00 GiB. GPU 0 has a total capacity of 79.11 GiB.",
+    "CUDA error: out of memory\nCUDA kernel errors might be reported at some other call.",
+    "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"])
+def test_a_gpu_has_several_words_for_it(message):
+    """Also where they are said during a recording, whose end then fails in words of its own."""
+    def runs(recorded):
+        with cli.system_errors("--size"):
+            try:
+                raise RuntimeError(message)
+            finally:
+                if recorded:
+                    raise RuntimeError("CUDA error: operation failed due to a previous error")
+
+    for recorded in (False, True):
+        assert refusal(runs, recorded).endswith(
+            f"out of memory ({message.splitlines()[0]}): a smaller --size helps")
+    message = "mat1 and mat2 shapes cannot be multiplied"
+    with pytest.raises(RuntimeError, match="mat1 and mat2"):
+        runs(recorded=False)
 
 
 def test_updates_that_fp16_skips_are_counted():

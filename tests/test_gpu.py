@@ -19,12 +19,12 @@ from common import checkpoints, devices
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU and --gpu")
 
 
-def run(script, *arguments, cwd):
-    """A script's stdout, by a process of its own: a forked one could not use the GPU."""
+def run(script, *arguments, cwd, code=0):
+    """What a script says, by a process of its own: a forked one could not use the GPU."""
     command = [sys.executable, ROOT / script, *map(str, arguments)]
     done = subprocess.run(command, cwd=cwd, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    assert done.returncode == code, done.stderr
+    return done.stderr if code else done.stdout
 
 
 @pytest.fixture
@@ -86,6 +86,12 @@ def test_fastgan_goes_on_and_logs(kind, flag, bedrooms, tmp_path):
     for row in rows:
         assert all(math.isfinite(float(value)) for value in row.values())
         assert 0 < float(row["d_hinge"]) < 4 and "d_validation" in row
+
+
+def test_memory_that_runs_out_is_one_line(bedrooms, tmp_path):
+    said = run("train_fastgan.py", "--size", 256, "--reconstruction", "l1", "--batch-size", 8192,
+               "--data", bedrooms, cwd=tmp_path, code=2)
+    assert said.count("\n") == 1 and "out of memory (CUDA" in said, said
 
 
 def test_evaluation_says_what_it_says_on_the_cpu(bedrooms, tmp_path):
