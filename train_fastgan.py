@@ -263,7 +263,7 @@ def fresh(args, checkpoint):
 
 def by_discriminator(args, checkpoint):
     """Sets the arguments that have a default for each discriminator."""
-    # Older versions kept one in every checkpoint, whether it was used or not.
+    # Older versions kept a reconstruction loss in every checkpoint, used or not.
     kept = checkpoint and checkpoint["args"].get("reconstruction")
     if args.discriminator != "published" and args.reconstruction not in (None, kept):
         cli.fail("--reconstruction is for --discriminator published: others have no decoders")
@@ -285,9 +285,9 @@ def main(args, initial):
     """initial: the checkpoint of --resume or --init."""
     config = {"image_size": args.size, "z_dim": args.z_dim, "features": args.features}
     checkpoint = initial if args.resume else None
+    by_discriminator(args, checkpoint)
     numerics = start(args, initial, DEMO, **config)
     new, device = fresh(args, initial), numerics.device
-    by_discriminator(args, checkpoint)
     build = published if args.discriminator == "published" else projected
     try:
         generator = FastGANGenerator(**config).to(device)

@@ -105,11 +105,13 @@ def system_errors(smaller=""):
         fail(f"{error.filename}: {error.strerror}" if error.filename else error)
     except (MemoryError, RuntimeError) as error:
         # torch has a type of its own for one of a GPU's several ways to run out of memory. If it
-        # does while a CUDA graph is recorded, the end of the recording fails, too.
-        words = "llocate", "overflowed", "bad_alloc", "out of memory", "ALLOC_FAILED"
-        for cause in (error, error.__context__):
-            if isinstance(cause, MemoryError) or any(word in str(cause) for word in words):
-                reason = f" ({str(cause).splitlines()[0]})" if str(cause) else ""
+        # does while a CUDA graph is recorded (captured), the end of that fails, too.
+        words = ("to allocate", "n't allocate", "annot allocate", "overflowed", "bad_alloc",
+                 "out of memory", "ALLOC_FAILED", "ALLOCATION_FAILED")
+        for cause in (error, error.__context__ if "captur" in str(error) else None):
+            text = str(cause or "").strip()
+            if isinstance(cause, MemoryError) or any(word in text for word in words):
+                reason = f" ({text.splitlines()[0]})" if text else ""
                 fail(f"out of memory{reason}" + (f": a smaller {smaller} helps" if smaller else ""))
         raise
     except KeyboardInterrupt as stop:

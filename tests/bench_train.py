@@ -9,7 +9,8 @@
 On a CPU OMP_NUM_THREADS=1 gives the steadiest numbers. Photos and VGG are random (its speed is that
 of the pretrained one); medians over --steps. TFLOP are counted in convolutions and matrix products.
 Peak memory holds two sets of Adam's state and, with the projected discriminator, the networks and
-Adam's state of the published one, whose step by L1 stands beside.
+Adam's state of the published one, whose step by L1 stands beside. For GAN, DCGAN and VAE it holds
+all rows' networks, and Adam's state of the rows before.
 """
 
 import argparse
@@ -95,8 +96,7 @@ class Peak:
 
 def networks_of(args, device, model=None):
     z_dim = STUDY[args.model][1]
-    networks = tiny.networks(model or args.model, args.size, z_dim, args.features,
-                             extended=args.discriminator == "extended")
+    networks = tiny.networks(model or args.model, args.size, z_dim, args.features)
     return {name: network.to(device) for name, network in networks.items()}
 
 
@@ -182,7 +182,8 @@ def projected_way(args, device, networks, adams, precision):
 
 def projected_steps(args, device):
     """The published discriminator's step by L1, then the plain projected one and ours."""
-    networks, others = (networks_of(args, device, model) for model in ("projected", "fastgan"))
+    networks, others = (networks_of(args, device, model)
+                        for model in (args.discriminator, "fastgan"))
     plain_adams, fused, theirs = (adams_of(nets, kind) for nets, kind in (
         (networks, None), (networks, True), (others, True)))
     real = tiny.photos(args.model, args.batch_size, args.size).to(device)
@@ -261,7 +262,7 @@ def step_table(args, device):
 
 def part_table(args, device):
     """Our step with the projected discriminator, beside what it spends its time on, each alone."""
-    networks = networks_of(args, device, "projected")
+    networks = networks_of(args, device, args.discriminator)
     numerics, levels, step = projected_way(args, device, networks, adams_of(networks, True),
                                            args.precision)
     generator, discriminator = networks.values()
@@ -285,9 +286,9 @@ def part_table(args, device):
     def judged():
         for trains in (True, True, False):
             discriminator.requires_grad_(trains)
-            maps = [one.clone().requires_grad_(not trains) for one in found]
+            *maps, seen = (one.clone().requires_grad_(not trains) for one in [*found, image])
             with numerics.autocast():
-                logits = discriminator(maps, image)
+                logits = discriminator(maps, seen)
             logits.float().mean().backward()
         discriminator.requires_grad_(True)
 
@@ -352,7 +353,8 @@ def epoch_table(args, device):
 
     rows = {"loader alone": alone, "batches from memory alone": batches,
             "loader and plain step": tutorial, f"{name}, in memory": epoch}
-    ours(photos.take_batch(images, torch.arange(args.batch_size) % len(files), device))
+    for _ in range(4 if device.type == "cuda" else 1):  # a CUDA graph's fourth call records it
+        epoch()
     times = {name: [] for name in rows}
     for _, (name, run) in itertools.product(range(args.steps), rows.items()):
         start = time.perf_counter()  # the workers are other processes

@@ -32,7 +32,7 @@ def gradients(model, n, part, share):
     """Those of one step on photos[part], networks in evaluation mode, where an image depends on no
     other in its batch; random draws are made for all 2 n images, of which this process takes its
     part."""
-    networks, found = tiny.networks(model, extended=True), []
+    networks, found = tiny.networks("extended" if model == "projected" else model), []
     numerics = devices.Numerics(torch.device("cpu"), "fp32")
     if model in ("fastgan", "projected"):  # spectral and batch norms find their statistics
         with torch.no_grad():

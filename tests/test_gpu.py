@@ -35,7 +35,7 @@ def deterministic(monkeypatch):
     torch.use_deterministic_algorithms(False)
 
 
-@pytest.mark.parametrize("model", tiny.SIZES)
+@pytest.mark.parametrize("model", tiny.SIDES)
 def test_a_cuda_graph_goes_on_as_the_step_itself(model, deterministic, monkeypatch):
     results, replays, replay = [], [], torch.cuda.CUDAGraph.replay
     monkeypatch.setattr(torch.cuda.CUDAGraph, "replay",
@@ -91,6 +91,22 @@ def test_fastgan_goes_on_and_logs(kind, flag, bedrooms, tmp_path):
 def test_memory_that_runs_out_is_one_line(bedrooms, tmp_path):
     said = run("train_fastgan.py", "--size", 256, "--reconstruction", "l1", "--batch-size", 8192,
                "--data", bedrooms, cwd=tmp_path, code=2)
+    assert said.count("\n") == 1 and "out of memory (CUDA" in said, said
+
+
+def test_memory_that_runs_out_while_a_graph_is_recorded_is_one_line(tmp_path):
+    (tmp_path / "record.py").write_text(f"""if True:
+        import sys
+        sys.path.insert(0, {str(ROOT)!r})
+        import torch
+        from common import cli, devices
+        sizes, one = iter([1, 1, 1, 2**48]), torch.ones((), device="cuda")
+        step = devices.cuda_graph(lambda x: x + torch.empty(next(sizes), device="cuda")[0])
+        with cli.system_errors("--size"):
+            for _ in range(4):
+                step(one)
+        """)
+    said = run(tmp_path / "record.py", cwd=tmp_path, code=2)
     assert said.count("\n") == 1 and "out of memory (CUDA" in said, said
 
 

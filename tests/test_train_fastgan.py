@@ -282,13 +282,13 @@ def test_small_sets_what_is_not_typed(parsed, projected_run):
 
 
 def test_a_resumed_run_keeps_its_arguments(parsed, script, projected_run, tmp_path):
-    """That it is small, too; older versions kept a reconstruction loss that was not used."""
+    """That it is small, too. Older versions kept a reconstruction loss that was not used."""
     saved = checkpoints.read(projected_run / "ckpt_000003.pth")
-    saved["args"] |= {"small": True, "demo": False, "reconstruction": "lpips"}
+    saved["args"] |= {"small": True, "demo": True, "reconstruction": "lpips"}
     path = checkpoints.save(tmp_path, {key: saved[key] for key in saved.keys() - {"path"}})
     resumed = parsed("--resume", path)
     assert resumed == parsed("--resume", projected_run) | {
-        "small": True, "reconstruction": "lpips", "resume": str(path)}
+        "small": True, "demo": True, "reconstruction": "lpips", "resume": str(path)}
     script("train_fastgan.py", "--resume", path, "--iters", 4, "--out", tmp_path, "--name", "run")
     assert (tmp_path / "run" / "ckpt_000004.pth").exists()
     done = script("train_fastgan.py", "--resume", path, "--reconstruction", "l1", code=2)

@@ -1,6 +1,7 @@
 """Every model, small unless told otherwise: its script's arguments, networks, a step of them.
 
-"projected" is FastGAN with the projected discriminator, in SMALL with the extended one.
+"projected" is FastGAN with the projected discriminator, in SMALL with the extended one, which has
+networks and a step of its own here, "extended".
 """
 
 import functools
@@ -15,6 +16,7 @@ import train_vae
 from common import sampling, weights
 
 SIZES = {"gan": 8, "dcgan": 16, "vae": 32, "fastgan": 256, "projected": 256}
+SIDES = {**SIZES, "extended": 256}
 FASTGAN = ["--size", 256, "--features", 2, "--z-dim", 8]
 ARGUMENTS = {
     "gan": ["--size", 8, "--z-dim", 4],
@@ -31,9 +33,9 @@ SCRIPTS = {model: f"train_{'fastgan' if model == 'projected' else model}.py" for
 critic_levels = functools.cache(weights.critic_levels)
 
 
-def networks(model, size=None, z_dim=16, features=4, seed=0, extended=False):
+def networks(model, size=None, z_dim=16, features=4, seed=0):
     torch.manual_seed(seed)
-    size = size or SIZES[model]
+    size = size or SIDES[model]
     if model == "vae":
         return {"vae": nets.VAE(size, z_dim)}
     width = () if model == "gan" else (features,)
@@ -42,29 +44,33 @@ def networks(model, size=None, z_dim=16, features=4, seed=0, extended=False):
         "dcgan": (nets.DCGANGenerator, nets.DCGANDiscriminator),
         "fastgan": (nets.FastGANGenerator, nets.FastGANDiscriminator),
         "projected": (nets.FastGANGenerator,
-                      lambda _, width: nets.ProjectedDiscriminator(width, extended))}[model]
+                      lambda _, width: nets.ProjectedDiscriminator(width)),
+        "extended": (nets.FastGANGenerator,
+                     lambda _, width: nets.ProjectedDiscriminator(width, extended=True))}[model]
     return {"generator": generator(size, z_dim, *width),
             "discriminator": discriminator(size, *width)}
 
 
 def photos(model, n, size=None):
-    size = size or SIZES[model]
+    size = size or SIDES[model]
     return torch.rand(n, 3, size, size) * 2 - 1
 
 
-def training(model, networks, optimizers, numerics, policy=(), distance=None, variety=0):
+def training(model, networks, optimizers, numerics, policy=(), distance=None):
     """(its step, a function of photos; FastGAN's averaged parameters, which that changes)."""
-    averaged = networks["generator"].parameters() if "fastgan" in SCRIPTS[model] else ()
+    averaged = networks["generator"].parameters() if SIDES[model] == 256 else ()
     average = [p.detach().clone() for p in averaged]
     common = networks, optimizers, numerics
+    levels = critic_levels(device=numerics.device) if model in ("projected", "extended") else None
     step = {
         "gan": lambda real: train_gan.train_step(*common, real),
         "dcgan": lambda real: train_dcgan.train_step(*common, real, policy),
         "vae": lambda real: train_vae.train_step(*networks.values(), *optimizers.values(),
                                                  numerics, real, 0.01),
         "fastgan": lambda real: train_fastgan.published_step(*common, real, policy, distance),
-        "projected": lambda real: train_fastgan.projected_step(
-            *common, real, policy, critic_levels(device=numerics.device), variety),
+        "projected": lambda real: train_fastgan.projected_step(*common, real, policy, levels),
+        "extended": lambda real: train_fastgan.projected_step(*common, real, policy, levels,
+                                                              train_fastgan.VARIETY["extended"]),
     }[model]
 
     def averaging(real):
