@@ -131,8 +131,6 @@ def reconstructions(discriminator, images, device):
 
 def published(args, numerics):
     """The discriminator; its step; its logits of (image, image at 128)."""
-    if args.variety:
-        cli.fail("--variety is not for --discriminator published")
     discriminator = FastGANDiscriminator(args.size, args.features).to(numerics.device)
     distance = reconstruction_loss(args.reconstruction, numerics)
     return (discriminator, functools.partial(published_step, distance=distance),
@@ -205,8 +203,6 @@ def projected_step(networks, optimizers, numerics, real, augment, levels, variet
 
 def projected(args, numerics):
     """As `published`: the discriminator; its step; its logits, which are of the image alone."""
-    if args.variety and args.batch_size == 1:
-        cli.fail("--variety compares the images of a batch: --batch-size 2 or more, or --variety 0")
     extended = args.discriminator == "extended"
     discriminator = ProjectedDiscriminator(args.features, extended).to(numerics.device)
     try:
@@ -262,7 +258,7 @@ def fresh(args, checkpoint):
 
 
 def by_discriminator(args, checkpoint):
-    """Sets the arguments that have a default for each discriminator."""
+    """Sets the arguments whose defaults are the discriminator's; refuses what is not for it."""
     # Older versions kept a reconstruction loss in every checkpoint, used or not.
     kept = checkpoint and checkpoint["args"].get("reconstruction")
     if args.discriminator != "published" and args.reconstruction not in (None, kept):
@@ -271,6 +267,10 @@ def by_discriminator(args, checkpoint):
                            ("reconstruction", RECONSTRUCTION)):
         if getattr(args, name) is None:
             setattr(args, name, defaults[args.discriminator])
+    if args.variety and args.discriminator == "published":
+        cli.fail("--variety is not for --discriminator published")
+    if args.variety and args.batch_size == 1:
+        cli.fail("--variety compares the images of a batch: --batch-size 2 or more, or --variety 0")
 
 
 def averaged_parameters(generator, checkpoint):

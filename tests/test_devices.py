@@ -180,7 +180,7 @@ def test_a_recorded_step_goes_on_as_the_step_itself(monkeypatch, model, precisio
         return torch.stack(losses)
 
     step, state = trainer(model, rate, precision=precision)
-    usual, other, again = (2, 3, 1) if tiny.SIDES[model] == 256 else (4, 3, 5)
+    usual, other, again = (2, 3, 1) if tiny.SIZES[model] == 256 else (4, 3, 5)
     batches = [tiny.photos(model, n) for n in [*[usual] * 5, *[other] * again, usual]]
     torch.manual_seed(2)
     losses, expected = run(step), [tensor.clone() for tensor in state()]

@@ -70,7 +70,7 @@ def check_gradients():
     n, rank = 3, int(os.environ["RANK"])
     # What rounds otherwise has 50 layers more to grow in, and the noise weights' gradients cancel.
     close = {"projected": 2e-2}
-    single = {model: gradients(model, n, slice(None), 0.5) for model in tiny.SIZES}
+    single = {model: gradients(model, n, slice(None), 0.5) for model in tiny.SCRIPTS}
     devices.join(torch.device("cpu"))
     for model, expected in single.items():
         found = gradients(model, n, slice(rank * n, (rank + 1) * n), 1.0)
@@ -121,7 +121,7 @@ def whole_runs(pair, bedrooms, tmp_path_factory):
     return out
 
 
-@pytest.mark.parametrize("model", tiny.SIZES)
+@pytest.mark.parametrize("model", tiny.SCRIPTS)
 def test_one_process_writes_and_each_draws_its_own(whole_runs, model):
     """The gradients were compared before: GAN's D has no batch norm; the others' was fixed."""
     names = {path.name for path in (whole_runs / model).iterdir()} - {"reconstructions_000004.png"}

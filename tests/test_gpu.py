@@ -35,7 +35,7 @@ def deterministic(monkeypatch):
     torch.use_deterministic_algorithms(False)
 
 
-@pytest.mark.parametrize("model", tiny.SIDES)
+@pytest.mark.parametrize("model", tiny.SIZES)
 def test_a_cuda_graph_goes_on_as_the_step_itself(model, deterministic, monkeypatch):
     results, replays, replay = [], [], torch.cuda.CUDAGraph.replay
     monkeypatch.setattr(torch.cuda.CUDAGraph, "replay",
@@ -55,7 +55,7 @@ def test_a_cuda_graph_goes_on_as_the_step_itself(model, deterministic, monkeypat
     assert len(replays) == 3
 
 
-@pytest.mark.parametrize("model", tiny.SIZES)
+@pytest.mark.parametrize("model", tiny.SCRIPTS)
 def test_deterministic_runs_have_the_same_bits_resumed_ones_too(model, bedrooms, tmp_path):
     """Ten steps, and five and five: from the fourth of each on a CUDA graph; bf16."""
     arguments = [tiny.SCRIPTS[model], *tiny.SMALL[model], "--data", bedrooms, "--device",

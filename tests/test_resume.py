@@ -58,7 +58,7 @@ def whole(launch, data, model, precision, folder):
     return case
 
 
-@pytest.fixture(scope="module", params=tiny.SIZES)
+@pytest.fixture(scope="module", params=tiny.SCRIPTS)
 def case(request, launch, bedrooms, tmp_path_factory):
     return whole(launch, bedrooms, request.param, "fp32", tmp_path_factory.mktemp("resume"))
 

@@ -178,7 +178,7 @@ def test_a_run_folder_that_goes_away(launch, data, tmp_path, every):
 # Numbers
 
 
-@pytest.mark.parametrize("model", tiny.SIZES)
+@pytest.mark.parametrize("model", tiny.SCRIPTS)
 def test_numbers_that_blow_up_stop_the_run(launch, data, tmp_path, model):
     steps = 3 if tiny.SIZES[model] == 256 else 20
     process = launch(tiny.SCRIPTS[model], *tiny.ARGUMENTS[model], tiny.STEPS[model], steps,

@@ -15,8 +15,7 @@ import train_gan
 import train_vae
 from common import sampling, weights
 
-SIZES = {"gan": 8, "dcgan": 16, "vae": 32, "fastgan": 256, "projected": 256}
-SIDES = {**SIZES, "extended": 256}
+SIZES = {"gan": 8, "dcgan": 16, "vae": 32, "fastgan": 256, "projected": 256, "extended": 256}
 FASTGAN = ["--size", 256, "--features", 2, "--z-dim", 8]
 ARGUMENTS = {
     "gan": ["--size", 8, "--z-dim", 4],
@@ -28,14 +27,14 @@ ARGUMENTS = {
 SMALL = {**ARGUMENTS, "projected": [*FASTGAN, "--discriminator", "extended"]}
 STEPS = {"gan": "--epochs", "dcgan": "--epochs", "vae": "--epochs", "fastgan": "--iters",
          "projected": "--iters"}
-SCRIPTS = {model: f"train_{'fastgan' if model == 'projected' else model}.py" for model in SIZES}
+SCRIPTS = {model: f"train_{'fastgan' if model == 'projected' else model}.py" for model in STEPS}
 
 critic_levels = functools.cache(weights.critic_levels)
 
 
 def networks(model, size=None, z_dim=16, features=4, seed=0):
     torch.manual_seed(seed)
-    size = size or SIDES[model]
+    size = size or SIZES[model]
     if model == "vae":
         return {"vae": nets.VAE(size, z_dim)}
     width = () if model == "gan" else (features,)
@@ -52,16 +51,17 @@ def networks(model, size=None, z_dim=16, features=4, seed=0):
 
 
 def photos(model, n, size=None):
-    size = size or SIDES[model]
+    size = size or SIZES[model]
     return torch.rand(n, 3, size, size) * 2 - 1
 
 
 def training(model, networks, optimizers, numerics, policy=(), distance=None):
     """(its step, a function of photos; FastGAN's averaged parameters, which that changes)."""
-    averaged = networks["generator"].parameters() if SIDES[model] == 256 else ()
-    average = [p.detach().clone() for p in averaged]
-    common = networks, optimizers, numerics
-    levels = critic_levels(device=numerics.device) if model in ("projected", "extended") else None
+    average, levels, common = [], None, (networks, optimizers, numerics)
+    if model in ("fastgan", "projected", "extended"):
+        average = [p.detach().clone() for p in networks["generator"].parameters()]
+    if model in ("projected", "extended"):
+        levels = critic_levels(device=numerics.device)
     step = {
         "gan": lambda real: train_gan.train_step(*common, real),
         "dcgan": lambda real: train_dcgan.train_step(*common, real, policy),
