@@ -286,9 +286,9 @@ def part_table(args, device):
     def judged():
         for trains in (True, True, False):
             discriminator.requires_grad_(trains)
-            *maps, seen = (one.clone().requires_grad_(not trains) for one in [*found, image])
+            *maps, shown = (one.clone().requires_grad_(not trains) for one in [*found, image])
             with numerics.autocast():
-                logits = discriminator(maps, seen)
+                logits = discriminator(maps, shown)
             logits.float().mean().backward()
         discriminator.requires_grad_(True)
 
