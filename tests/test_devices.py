@@ -30,7 +30,7 @@ def test_memory_that_runs_out_is_one_line(script, bedrooms, tmp_path):
     "CUDA error: out of memory\nCUDA kernel errors might be reported at some other call.",
     "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
     "cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED"])
-def test_a_gpu_has_several_words_for_it(message):
+def test_gpu_memory_that_runs_out_is_one_line_in_all_its_words(message):
     """Also where they are said during a recording, whose end then fails in words of its own."""
     def runs(recorded):
         with cli.system_errors("--size"):
@@ -117,6 +117,8 @@ def trainer(model, rate, device="cpu", precision="fp32"):
 
 
 class NothingOnMeta(TorchDispatchMode):
+    """Refuses tensors on the "meta" device."""
+
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         result = function(*args, **(kwargs or {}))
         assert not any(t.is_meta for t in tree_leaves(result) if isinstance(t, torch.Tensor))
