@@ -21,7 +21,6 @@ from conftest import ROOT, digest
 import train_fastgan
 from common import checkpoints, devices
 
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
 COMMON = ["--device", "cpu", "--precision", "fp32", "--batch-size", 2]
 
 
@@ -164,16 +163,20 @@ def test_resume_with_as_many_is_exact_and_with_fewer_or_more_works(pair, script,
         assert digest(first["networks"]) != digest(alone["networks"])
 
 
+def torchrun(folder, *arguments):
+    """The launcher, its logs in folder: without one it leaves empty folders in /tmp."""
+    return subprocess.Popen([sys.executable, "-m", "torch.distributed.run", f"--log_dir={folder}",
+                             *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
 def test_two_nodes_are_two_processes(whole_runs, bedrooms, tmp_path):
     """Two launchers with an address between them; bit for bit what one launcher's processes do."""
     port = free_port()
     gan = command("gan", *COMMON, *tiny.ARGUMENTS["gan"], "--epochs", 4, "--data", bedrooms,
                   "--out", tmp_path, "--name", "gan")
-    nodes = [subprocess.Popen(
-        [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", f"--node_rank={node}",
-         "--nproc_per_node=1", "--master_addr=127.0.0.1", f"--master_port={port}",
-         *gan], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        for node in range(2)]
+    nodes = [torchrun(tmp_path / f"logs {node}", "--nnodes=2", f"--node_rank={node}",
+                      "--nproc_per_node=1", "--master_addr=127.0.0.1", f"--master_port={port}",
+                      *gan) for node in range(2)]
     try:
         for node in nodes:
             _, errors = node.communicate(timeout=180)
@@ -200,8 +203,7 @@ def test_a_signal_to_one_process_stops_both(bedrooms, tmp_path, number):
     """Killed: the other says so and ends within a minute. Asked to stop: both do, and save."""
     gan = command("gan", *COMMON, *tiny.ARGUMENTS["gan"], "--epochs", 100000, "--data", bedrooms,
                   "--out", tmp_path, "--name", "run", "--ckpt-every", 10)
-    launcher = subprocess.Popen([*TORCHRUN, *gan], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                                text=True)
+    launcher = torchrun(tmp_path / "logs", "--nproc_per_node=2", "--standalone", *gan)
     try:
         deadline = time.time() + 120
         while not list((tmp_path / "run").glob("ckpt_*")) and time.time() < deadline:
