@@ -209,6 +209,8 @@ def load_weights(module, state, path, **options):
     try:
         module.load_state_dict(state, **options)
     except (RuntimeError, AttributeError, TypeError, ValueError, LookupError) as error:
+        if cli.out_of_memory(error):
+            raise
         line = (str(error).splitlines() or [type(error).__name__])[-1].strip()
         cli.fail(f"{path}: of another network or optimiser ({line})")
 

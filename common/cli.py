@@ -93,6 +93,20 @@ def catch_signals():
     return caught
 
 
+def out_of_memory(error):
+    """The exception that says that memory ran out: this one, or what led to it; None if neither.
+
+    torch has a type of its own for one of a GPU's several ways to run out of memory. If it does
+    while a CUDA graph is recorded (captured), the end of that fails, too.
+    """
+    words = ("to allocate", "n't allocate", "annot allocate", "overflowed", "bad_alloc",
+             "out of memory", "ALLOC_FAILED", "ALLOCATION_FAILED")
+    for cause in (error, error.__context__ if "captur" in str(error) else None):
+        if isinstance(cause, MemoryError) or any(word in str(cause) for word in words):
+            return cause
+    return None
+
+
 @contextlib.contextmanager
 def system_errors(smaller=""):
     """Turns what the system refuses (a full disk, memory) and Ctrl-C into one line and an exit.
@@ -104,16 +118,12 @@ def system_errors(smaller=""):
     except OSError as error:
         fail(f"{error.filename}: {error.strerror}" if error.filename else error)
     except (MemoryError, RuntimeError) as error:
-        # torch has a type of its own for one of a GPU's several ways to run out of memory. If it
-        # does while a CUDA graph is recorded (captured), the end of that fails, too.
-        words = ("to allocate", "n't allocate", "annot allocate", "overflowed", "bad_alloc",
-                 "out of memory", "ALLOC_FAILED", "ALLOCATION_FAILED")
-        for cause in (error, error.__context__ if "captur" in str(error) else None):
-            text = str(cause or "").strip()
-            if isinstance(cause, MemoryError) or any(word in text for word in words):
-                reason = f" ({text.splitlines()[0]})" if text else ""
-                fail(f"out of memory{reason}" + (f": a smaller {smaller} helps" if smaller else ""))
-        raise
+        cause = out_of_memory(error)
+        if not cause:
+            raise
+        text = str(cause).strip()
+        reason = f" ({text.splitlines()[0]})" if text else ""
+        fail(f"out of memory{reason}" + (f": a smaller {smaller} helps" if smaller else ""))
     except KeyboardInterrupt as stop:
         say(f"{_speaker()}: interrupted", sys.stderr)
         sys.exit(128 + (stop.args or [signal.SIGINT])[0])

@@ -290,6 +290,8 @@ class Run:
             try:
                 self.restore(checkpoint)
             except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+                if cli.out_of_memory(error):
+                    raise
                 cli.fail(f"{checkpoint['path']} is not what a {model} run goes on from "
                          f"({type(error).__name__}: {error})")
 

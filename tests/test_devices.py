@@ -46,6 +46,20 @@ def test_gpu_memory_that_runs_out_is_one_line_in_all_its_words(message):
             f"out of memory ({message.splitlines()[0]}): a smaller --size helps")
 
 
+def test_memory_that_runs_out_as_a_run_is_put_back_is_no_fault_of_its_checkpoint(
+        script, refused, bedrooms, tmp_path, monkeypatch):
+    """A GPU holds Adam's averages first when a run goes on."""
+    script("train_gan.py", "--data", bedrooms, "--epochs", 1, *tiny.ARGUMENTS["gan"], "--device",
+           "cpu", "--out", tmp_path, "--name", "run")
+
+    def load_state_dict(optimizer, state):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 64.00 GiB.")
+
+    monkeypatch.setattr(torch.optim.Adam, "load_state_dict", load_state_dict)
+    line = refused("train_gan.py", "--resume", tmp_path / "run", "--epochs", 2, "--device", "cpu")
+    assert "error: out of memory (CUDA out of memory. Tried" in line and "smaller" in line
+
+
 @pytest.mark.parametrize("message", [
     "mat1 and mat2 shapes cannot be multiplied", "its data is not allocated yet",
     "endAllocatePool: not currently recording to mempool_id"])
