@@ -73,7 +73,7 @@ def beside(rows, results):
 
 def markdown(rows, results):
     """The table in Markdown, its columns aligned so that a terminal shows it well, too."""
-    table = [["", *(result["name"] for result in results)]]
+    table = [["", *(result["name"].replace("|", r"\|") for result in results)]]
     for group, members in groups(rows, results):
         table.append([f"**{group}**", *("" for _ in results)])
         for row in members:

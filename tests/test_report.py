@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import re
 
 import pytest
 
@@ -51,6 +52,15 @@ def test_markdown_is_aligned_and_in_groups():
         "| AA train       | 0.50 |  **0.41 ±0.11** |     0.60 |   – |",
         "| **copying**    |      |                 |          |     |",
         "| privacy loss   |    – |            0.00 |        – |   – |"]
+
+
+def test_a_name_is_one_cell_whatever_it_holds():
+    names = ["REAL", "a|b", "|"]
+    table = report.markdown(ROWS, [{**result, "name": name}
+                                   for result, name in zip(COLUMNS, names, strict=False)])
+    first, *others = (re.split(r"(?<!\\)\|", line) for line in table.splitlines())
+    assert [cell.strip().replace(r"\|", "|") for cell in first[2:-1]] == names
+    assert {len(cells) for cells in others} == {len(first)}
 
 
 def test_csv():
