@@ -48,7 +48,7 @@ def test_gpu_memory_that_runs_out_is_one_line_in_all_its_words(message):
 
 def test_memory_that_runs_out_as_a_run_is_put_back_is_no_fault_of_its_checkpoint(
         script, refused, bedrooms, tmp_path, monkeypatch):
-    """A GPU holds Adam's averages first when a run goes on."""
+    """Such as when Adam's averages come back to a GPU that is too small for them."""
     script("train_gan.py", "--data", bedrooms, "--epochs", 1, *tiny.ARGUMENTS["gan"], "--device",
            "cpu", "--out", tmp_path, "--name", "run")
 
